@@ -1,0 +1,45 @@
+"""Scaled dot-product attention with an additive bias, written out or through PyTorch's fused kernel."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: float,
+    causal: bool = False,
+    dropout: float = 0.0,
+    implementation: str | None = "sdpa",
+) -> Tensor:
+    """Attention output `softmax(scale * query @ key^T + bias) @ value`.
+
+    Args:
+        query: (..., heads, L, head_dim).
+        key: (..., heads, S, head_dim).
+        value: (..., heads, S, head_dim).
+        bias: additive, broadcastable to (..., heads, L, S).
+        scale: factor on the dot products.
+        causal: position i sees keys 0..i; needs L == S.
+        dropout: probability with which attention weights are dropped.
+        implementation: "eager" writes the softmax out, anything else uses the fused kernel.
+
+    Returns:
+        (..., heads, L, head_dim).
+    """
+    if implementation != "eager":
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale
+        )
+    scores = scale * query @ key.transpose(-2, -1)
+    if bias is not None:
+        scores = scores + bias
+    if causal:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    weights = scores.float().softmax(dim=-1).to(value.dtype)
+    return F.dropout(weights, dropout) @ value

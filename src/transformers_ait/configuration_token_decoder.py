@@ -1,0 +1,46 @@
+"""Configuration of the transformer encoder and token decoder between a backbone and the vocabulary."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class AiTTokenDecoderConfig(PreTrainedConfig):
+    """Encoder and decoder of the task-solver (paper, section 3.2).
+
+    Args:
+        hidden_size: width d of encoder, decoder and embeddings; divisible by 4 (2-d sine table) and by the heads.
+        num_attention_heads: heads of every attention.
+        intermediate_size: hidden width of the feed-forward networks.
+        num_encoder_layers: transformer blocks over the backbone's last map.
+        num_decoder_layers: causal blocks with cross-attention.
+        dropout: dropout probability in training.
+        drop_path_rate: stochastic-depth probability of every residual branch.
+        num_tasks: learned task embeddings (0 detection, 1 instance segmentation, 2 depth, 3 free).
+        max_positions: rows of each task's position table; the longest sequence, task embedding included.
+        layer_norm_eps: epsilon of every LayerNorm.
+        initializer_range: standard deviation of the truncated-normal initialisation.
+    """
+
+    model_type = "ait_token_decoder"
+    base_config_key = "decoder_config"
+
+    hidden_size: int = 256
+    num_attention_heads: int = 8
+    intermediate_size: int = 1024
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    dropout: float | int = 0.1
+    drop_path_rate: float | int = 0.1
+    num_tasks: int = 4
+    max_positions: int = 2100
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+
+    def validate_hidden_size(self):
+        """Reject widths that the heads or the sine table cannot split."""
+        if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
+            raise ValueError(
+                f"hidden_size must be divisible by num_attention_heads ({self.num_attention_heads}) and by 4, "
+                f"got {self.hidden_size}."
+            )

@@ -1,0 +1,117 @@
+"""The decoding loop under a grammar: soft or hard feedback, greedy or nucleus, or one parallel pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .modeling_token_decoder import AiTTokenDecoder
+from .sequence_ait import TokenStep
+
+
+@dataclass
+class DecodedTokens:
+    """Result of a decoding run.
+
+    Args:
+        sequences: (B, L) chosen ids in the full vocabulary.
+        step_logits: per position, logits (B, allowed ids) of what the grammar allows there, the rival's last.
+    """
+
+    sequences: Tensor
+    step_logits: list[Tensor]
+
+
+def decode_autoregressively(
+    decoder: AiTTokenDecoder,
+    memory: Tensor,
+    task_id: int,
+    grammar: Sequence[TokenStep],
+    top_p: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> DecodedTokens:
+    """Decode one position after the other.
+
+    Where the grammar says soft, the next input is the expected embedding `softmax(logits) @ embeddings` over the
+    allowed ids (the paper's soft token, section 3.3), at temperature 1; elsewhere the embedding of the chosen id.
+
+    Args:
+        decoder: the token decoder.
+        memory: (B, N, d).
+        task_id: row of the task and position embeddings.
+        grammar: one entry per position.
+        top_p: nucleus of the positions that the grammar samples; 0 is greedy.
+        generator: source of randomness. One number is drawn per position and shared by the batch, so an image's result
+            depends on the seed alone, not on its neighbours.
+    """
+    cache = decoder.start_cache(memory, len(grammar))
+    positions = decoder.position_embeddings[task_id]
+    draws = _uniform_draws(len(grammar), memory.device, generator) if top_p > 0 else None
+    inputs = decoder.task_embeddings[task_id].expand(len(memory), -1)
+    chosen, step_logits = [], []
+    for position, step in enumerate(grammar):
+        hidden = decoder.step(inputs + positions[position], cache, position)
+        logits = _step_logits(decoder, hidden, step)
+        allowed = logits[:, : step.allowed.size]
+        if step.sampled and draws is not None:
+            choice = nucleus_choice(allowed, top_p, draws[position])
+        else:
+            choice = allowed.argmax(dim=-1)
+        embeddings = decoder.token_embeddings[step.allowed.rows]
+        inputs = allowed.softmax(dim=-1) @ embeddings if step.soft else embeddings[choice]
+        chosen.append(step.allowed.to_ids(choice))
+        step_logits.append(logits)
+    return DecodedTokens(torch.stack(chosen, dim=1), step_logits)
+
+
+def decode_in_parallel(
+    decoder: AiTTokenDecoder, memory: Tensor, task_id: int, grammar: Sequence[TokenStep]
+) -> DecodedTokens:
+    """Decode every position in one pass over mask embeddings (AiT-P, paper section 3.4).
+
+    Args:
+        decoder: a token decoder with a mask embedding.
+        memory: (B, N, d).
+        task_id: row of the task and position embeddings.
+        grammar: one entry per position.
+    """
+    hidden = decoder(decoder.mask_inputs(len(memory), len(grammar), task_id), memory)
+    step_logits = [_step_logits(decoder, hidden[:, i], step) for i, step in enumerate(grammar)]
+    chosen = [
+        step.allowed.to_ids(logits[:, : step.allowed.size].argmax(dim=-1))
+        for step, logits in zip(grammar, step_logits, strict=True)
+    ]
+    return DecodedTokens(torch.stack(chosen, dim=1), step_logits)
+
+
+def nucleus_choice(logits: Tensor, top_p: float, draw: Tensor) -> Tensor:
+    """Sample from the smallest set of most probable ids whose probability reaches `top_p`.
+
+    Args:
+        logits: (B, K).
+        top_p: in [0, 1]; the most probable id always stays.
+        draw: scalar in [0, 1), the point of the nucleus's cumulative distribution to take.
+
+    Returns:
+        (B,) indices.
+    """
+    probabilities, order = logits.float().softmax(dim=-1).sort(dim=-1, descending=True)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    kept = probabilities * ((before < top_p) | (before == 0))
+    cumulative = kept.cumsum(dim=-1)
+    rank = (cumulative <= draw * cumulative[:, -1:]).sum(dim=-1, keepdim=True)
+    return order.gather(1, rank.clamp(max=logits.shape[-1] - 1)).squeeze(1)
+
+
+def _step_logits(decoder: AiTTokenDecoder, hidden: Tensor, step: TokenStep) -> Tensor:
+    """Logits (B, allowed [+ 1]) of hidden states (B, d)."""
+    logits = decoder.logits(hidden, step.allowed.rows)
+    if step.rival is None:
+        return logits
+    return torch.cat((logits, decoder.logits(hidden, slice(step.rival, step.rival + 1))), dim=-1)
+
+
+def _uniform_draws(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    source = generator.device if generator is not None else device
+    return torch.rand(count, generator=generator, device=source).to(device)

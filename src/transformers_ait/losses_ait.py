@@ -1,0 +1,60 @@
+"""The losses of the task-solver as pure functions."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .sequence_ait import IGNORE_INDEX
+
+MIN_DEPTH = 1e-3
+
+
+def token_cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of every token over the full vocabulary, 0 where unsupervised.
+
+    Args:
+        logits: (B, L, V).
+        targets: (B, L) ids, -100 where unsupervised.
+
+    Returns:
+        (B, L) float32.
+    """
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    return losses.view(targets.shape)
+
+
+def scale_invariant_log_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """`sqrt(mean(g^2) - 0.5 * mean(g)^2)` with g = ln target - ln max(prediction, 1e-3) (Eigen et al. 2014).
+
+    One mean over all valid pixels of the batch; 0 when there is none.
+
+    Args:
+        prediction: (B, H, W) metres.
+        target: (B, H, W) metres, 0 = invalid.
+    """
+    valid = target > 0
+    count = valid.sum()
+    ratio = target.where(valid, 1.0).log() - prediction.float().clamp(min=MIN_DEPTH).log()
+    ratio = ratio.where(valid, 0.0)
+    mean, mean_square = (x.sum() / count.clamp(min=1) for x in (ratio, ratio.square()))
+    # The lower bound keeps the square root's gradient finite where everything is exact or nothing is valid.
+    return (mean_square - 0.5 * mean.square()).clamp(min=1e-12).sqrt() * (count > 0)
+
+
+def dice_and_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean over objects of the Dice loss of clipped masks plus the mean squared error of unclipped ones.
+
+    Args:
+        prediction: (M, H, W), mask probabilities that may leave [0, 1].
+        target: (M, H, W) in {0, 1}.
+
+    Returns:
+        A scalar; 0 when there is no object.
+    """
+    if len(prediction) == 0:
+        return prediction.sum()
+    clipped, truth = prediction.clamp(0, 1).flatten(1), target.flatten(1)
+    overlap = 2 * (clipped * truth).sum(1) + 1
+    dice = 1 - overlap / (clipped.sum(1) + truth.sum(1) + 1)
+    return dice.mean() + F.mse_loss(prediction, target)

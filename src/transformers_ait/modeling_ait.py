@@ -1,0 +1,519 @@
+"""AiT task-solver: backbone, encoder, token decoder and frozen tokenizers, composed; training losses and decoding."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoBackbone, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_ait import TASK_IDS, AiTConfig
+from .decoding_tokens import decode_autoregressively, decode_in_parallel
+from .distributed_ait import mean_over_processes
+from .losses_ait import dice_and_squared_error, scale_invariant_log_loss, token_cross_entropies
+from .mask_geometry_ait import crop_masks
+from .modeling_ait_swinv2 import AiTSwinV2Backbone
+from .modeling_ait_vqvae import AiTVQVAEModel
+from .modeling_bin_tokenizer import AiTBinTokenizer
+from .modeling_token_decoder import AiTEncoder, AiTTokenDecoder, sine_table
+from .sequence_ait import (
+    CLASS_POSITION,
+    HEADER_LENGTH,
+    IGNORE_INDEX,
+    NUM_COORDINATES,
+    bins_to_boxes,
+    boxes_to_bins,
+    corrupt_classes,
+    depth_grammar,
+    depth_sequence,
+    draw_noise_objects,
+    object_grammar,
+    object_sequence,
+    parse_objects,
+    token_weights,
+    true_objects,
+)
+
+InstanceLabels = Sequence[Mapping[str, Tensor]]
+# Masks detokenized at a time; bounds the activations of the mask decoder.
+MASK_GROUP = 256
+
+
+@dataclass
+class AiTModelOutput(ModelOutput):
+    """Output of `AiTModel`.
+
+    Args:
+        last_hidden_state: (B, N, d), the decoder's memory.
+        feature_map: (B, C, h, w), the backbone's last map.
+    """
+
+    last_hidden_state: Tensor | None = None
+    feature_map: Tensor | None = None
+
+
+@dataclass
+class AiTOutput(ModelOutput):
+    """Output of `AiTForDenseAndInstancePrediction`; fields that do not apply are None.
+
+    Args:
+        loss: scalar training loss.
+        loss_dict: unweighted means of the loss's parts.
+        logits: (B, L, V), teacher-forced.
+        predicted_depth: (B, H, W) or (B, views, H, W) metres, not clamped; depth without labels.
+        boxes: (B, N, 4) xyxy pixels of the padded input, not clipped; they may be inverted. Objects without labels.
+        scores: (B, N), probability of the class among all classes and the noise class.
+        class_labels: (B, N) class indices.
+        mask_values: (B, N, h, w), 0.5 is the edge, not clipped to [0, 1]; instances without labels.
+        sequences: (B, L) chosen ids in the full vocabulary.
+        code_logits: depth (B, L, K), instances (B, N, tokens, K).
+    """
+
+    predicted_depth: Tensor | None = None
+    boxes: Tensor | None = None
+    scores: Tensor | None = None
+    class_labels: Tensor | None = None
+    mask_values: Tensor | None = None
+    sequences: Tensor | None = None
+    code_logits: Tensor | None = None
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+
+
+def _build_backbone(config: Any) -> Any:
+    # By model type, not class: remote code may hold a second copy of the configuration class.
+    if config.model_type == "ait_swinv2":
+        return AiTSwinV2Backbone(config)
+    return AutoBackbone.from_config(config)
+
+
+def _build_tokenizer(config: Any) -> AiTVQVAEModel | AiTBinTokenizer:
+    tokenizer = AiTBinTokenizer(config) if config.model_type == "ait_bin_tokenizer" else AiTVQVAEModel(config)
+    return tokenizer.requires_grad_(False).eval()
+
+
+class AiTPreTrainedModel(PreTrainedModel):
+    """What the models of this family share."""
+
+    config: AiTConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["AiTSwinV2Block", "AiTEncoderBlock", "AiTDecoderBlock"]
+    # Codes are nearest neighbours and depth spans metres: both want full precision, and the tokenizers are small.
+    _keep_in_fp32_modules_strict = ["depth_tokenizer", "mask_tokenizer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.decoder_config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=std)
+        elif isinstance(module, AiTEncoder):
+            init.copy_(module.positions, sine_table(module.grid_size, module.config.hidden_size))
+        elif isinstance(module, AiTTokenDecoder):
+            for embedding in (module.token_embeddings, module.task_embeddings, module.position_embeddings):
+                init.trunc_normal_(embedding, std=std)
+            if module.mask_embedding is not None:
+                init.trunc_normal_(module.mask_embedding, std=std)
+            init.zeros_(module.output_bias)
+
+
+class AiTModel(AiTPreTrainedModel):
+    """Backbone, encoder and token decoder without tokenizers; its output is the encoder's memory."""
+
+    def __init__(self, config: AiTConfig):
+        super().__init__(config)
+        self.backbone = _build_backbone(config.backbone_config)
+        self.encoder = AiTEncoder(config.decoder_config, self.backbone.channels[-1], config.grid_size)
+        self.decoder = AiTTokenDecoder(config.decoder_config, config.vocabulary.size, config.parallel)
+        self.post_init()
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Backbone map (B, C, h, w) of images (B, 3, H, W), zero-padded at bottom and right to the model's size.
+
+        Raises:
+            ValueError: an image is larger than the model's size, or the backbone's stride is not the configured one.
+        """
+        size = self.config.image_size
+        if pixel_values.ndim != 4 or max(pixel_values.shape[2:]) > size:
+            raise ValueError(
+                f"pixel_values must be (batch, channels, height, width) with sides of at most {size}, the model's "
+                f"image_size, got {tuple(pixel_values.shape)}; resize with the checkpoint's image processor."
+            )
+        height, width = pixel_values.shape[2:]
+        padded = F.pad(pixel_values.to(self.dtype), (0, size - width, 0, size - height))
+        feature_map = self.backbone(padded).feature_maps[-1]
+        grid = (self.config.grid_size, self.config.grid_size)
+        if feature_map.shape[2:] != grid:
+            raise ValueError(
+                f"The backbone's last feature map is {tuple(feature_map.shape[2:])}, but image_size {size} and feature_stride "
+                f"{self.config.feature_stride} ask for {grid}; set feature_stride, or choose another map through "
+                "out_indices of backbone_config."
+            )
+        return feature_map
+
+    def get_encoder_memory(self, pixel_values: Tensor) -> Tensor:
+        """Memory (B, N, d) that the decoder attends to, of images (B, 3, H, W)."""
+        return self.encoder(self.get_image_features(pixel_values))
+
+    def forward(self, pixel_values: Tensor, return_dict: bool | None = None) -> AiTModelOutput | tuple:
+        """Memory and backbone map of images (B, 3, H, W)."""
+        feature_map = self.get_image_features(pixel_values)
+        output = AiTModelOutput(last_hidden_state=self.encoder(feature_map), feature_map=feature_map)
+        return output if return_dict is not False else output.to_tuple()
+
+
+class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
+    """AiT for depth, detection and instance segmentation, with tokens as the output space (arXiv 2301.02229).
+
+    The tokenizers are part of the model, frozen and always in evaluation mode.
+    """
+
+    # Losses are normalised here; without this Trainer would scale them by the accumulation steps.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: AiTConfig):
+        super().__init__(config)
+        self.model = AiTModel(config)
+        self.depth_tokenizer = _build_tokenizer(config.depth_tokenizer_config) if "depth" in config.tasks else None
+        self.mask_tokenizer = _build_tokenizer(config.mask_tokenizer_config) if "instance" in config.tasks else None
+        self.post_init()
+
+    def train(self, mode: bool = True) -> "AiTForDenseAndInstancePrediction":
+        """Set training mode; the tokenizers stay in evaluation mode, or their codebooks would move."""
+        super().train(mode)
+        for tokenizer in (self.depth_tokenizer, self.mask_tokenizer):
+            if tokenizer is not None:
+                # Frozen again here, because from_pretrained makes new parameters, which require gradients.
+                tokenizer.eval().requires_grad_(False)
+        return self
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Backbone map (B, C, h, w) of images (B, 3, H, W), padded to the model's size."""
+        return self.model.get_image_features(pixel_values)
+
+    def get_encoder_memory(self, pixel_values: Tensor) -> Tensor:
+        """Memory (B, N, d) that the decoder attends to, of images (B, 3, H, W)."""
+        return self.model.get_encoder_memory(pixel_values)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        task: str | None = None,
+        depth_labels: Tensor | None = None,
+        instance_labels: InstanceLabels | None = None,
+        return_dict: bool | None = None,
+    ) -> AiTOutput | tuple:
+        """Training loss with labels, the decoded prediction without.
+
+        Args:
+            pixel_values: (B, 3, H, W), zero-padded at bottom and right to the model's size; for depth without labels
+                also (B, views, 3, H, W), the windows and flips of a test protocol.
+            task: "depth", "instance" or "detection"; None is `config.default_task`.
+            depth_labels: (B, H, W) metres, 0 = invalid.
+            instance_labels: per image a mapping with `boxes` (N, 4) xyxy pixels, `class_labels` (N,) indices and, for
+                "instance", `masks` (N, H, W); optionally `image_size` (height, width) of the image before padding. Or
+                ready sequences: `input_ids` (L - 1,), `target_ids` (L,) and `mask_crops` (true objects, h, w) in
+                sequence order; then nothing is drawn at random.
+            return_dict: False returns a tuple.
+
+        Raises:
+            ValueError: unknown task, labels of another task, or shapes and values that the task cannot use.
+        """
+        task = self._resolve_task(task)
+        if (instance_labels if task == "depth" else depth_labels) is not None:
+            raise ValueError(f"task {task!r} takes {'depth_labels' if task == 'depth' else 'instance_labels'} alone.")
+        if depth_labels is not None:
+            output = self._depth_loss(pixel_values, depth_labels)
+        elif instance_labels is not None:
+            output = self._object_loss(pixel_values, task, instance_labels)
+        else:
+            output = self.generate(pixel_values, task)
+        return output if return_dict is not False else output.to_tuple()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Tensor,
+        task: str | None = None,
+        *,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+        max_objects: int | None = None,
+        soft_feedback: bool | None = None,
+        soft_decode: bool | None = None,
+    ) -> AiTOutput:
+        """Decode a prediction.
+
+        Args:
+            pixel_values: (B, 3, H, W), for depth also (B, views, 3, H, W).
+            task: "depth", "instance" or "detection"; None is `config.default_task`.
+            top_p: nucleus of coordinates and classes, 0 is greedy; None is the configuration's choice.
+            generator: source of the nucleus's randomness; the same seed gives an image the same result in any batch.
+            max_objects: objects to decode, at most `config.num_objects`; None is all of them.
+            soft_feedback: feed expected embeddings back instead of picked codes; None is the configuration's choice.
+            soft_decode: decode code probabilities instead of picked codes; None is the configuration's choice.
+
+        Returns:
+            For depth `sequences`, `code_logits` and `predicted_depth`; for objects `sequences`, `boxes`, `scores`,
+            `class_labels`, and for instances `code_logits` and `mask_values`.
+
+        Raises:
+            ValueError: unknown task, or images that the model cannot take.
+        """
+        task = self._resolve_task(task)
+        soft_feedback = self.config.soft_feedback if soft_feedback is None else soft_feedback
+        soft_decode = self.config.soft_decode if soft_decode is None else soft_decode
+        if task == "depth":
+            return self._generate_depth(pixel_values, soft_feedback, soft_decode)
+        top_p = self.config.top_p if top_p is None else top_p
+        num_objects = self._check_max_objects(max_objects)
+        tokens = self.config.tokens_per_object[task]
+        grammar = object_grammar(self.config.vocabulary, num_objects, tokens, soft_feedback)
+        memory = self.get_encoder_memory(pixel_values)
+        decoder = self.model.decoder
+        decoded = decode_autoregressively(decoder, memory, TASK_IDS[task], grammar, top_p, generator)
+        return self._objects_from_tokens(decoded.sequences, decoded.step_logits, tokens, soft_decode)
+
+    def _generate_depth(self, pixel_values: Tensor, soft_feedback: bool, soft_decode: bool) -> AiTOutput:
+        views = pixel_values.shape[:-3]
+        images = pixel_values.flatten(0, -4)
+        self._check_depth_size(images)
+        memory = self.get_encoder_memory(images)
+        grammar = depth_grammar(self.config.vocabulary, self.config.sequence_length("depth"), soft_feedback)
+        decode = decode_in_parallel if self.config.parallel else decode_autoregressively
+        decoded = decode(self.model.decoder, memory, TASK_IDS["depth"], grammar)
+        code_logits = torch.stack(decoded.step_logits, dim=1)
+        depth = self._detokenize_depth(code_logits, soft_decode)[:, : images.shape[2], : images.shape[3]]
+        return AiTOutput(
+            predicted_depth=depth.unflatten(0, views),
+            sequences=decoded.sequences.unflatten(0, views),
+            code_logits=code_logits.unflatten(0, views),
+        )
+
+    def _objects_from_tokens(
+        self, sequences: Tensor, step_logits: list[Tensor], tokens: int, soft_decode: bool
+    ) -> AiTOutput:
+        """Boxes, scores, classes and masks of decoded sequences (B, M * tokens)."""
+        config = self.config
+        bins, class_labels, codes = parse_objects(sequences, tokens, config.vocabulary)
+        class_logits = torch.stack(step_logits[CLASS_POSITION::tokens], dim=1).float()
+        scores = class_logits.softmax(dim=-1).gather(2, class_labels[..., None]).squeeze(2)
+        output = AiTOutput(
+            boxes=bins_to_boxes(bins, config.num_bins, config.coordinate_scale),
+            scores=scores,
+            class_labels=class_labels,
+            sequences=sequences,
+        )
+        if tokens > HEADER_LENGTH:
+            is_code = [index % tokens >= HEADER_LENGTH for index in range(len(step_logits))]
+            code_logits = torch.stack([x for x, code in zip(step_logits, is_code, strict=True) if code], dim=1)
+            output.code_logits = code_logits.unflatten(1, codes.shape[1:])
+            masks = self._detokenize_masks(output.code_logits.flatten(0, 1), soft_decode)
+            output.mask_values = masks.unflatten(0, codes.shape[:2])
+        return output
+
+    def _depth_loss(self, pixel_values: Tensor, depth_labels: Tensor) -> AiTOutput:
+        """Cross-entropy, and the auxiliary loss through the frozen detokenizer (paper, section 3.3)."""
+        self._check_depth_size(pixel_values)
+        labels = self._padded_depth_labels(pixel_values, depth_labels)
+        with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
+            codes = self.depth_tokenizer.encode(labels.unsqueeze(1))
+        input_ids, target_ids = depth_sequence(codes, (labels > 0).flatten(1).any(1), self.config.vocabulary)
+        logits = self._teacher_forced_logits(pixel_values, input_ids, TASK_IDS["depth"])
+        count = _supervised_count(target_ids)
+        cross_entropy = token_cross_entropies(logits, target_ids).sum() / count
+        auxiliary = logits.new_zeros((), dtype=torch.float32)
+        if self.config.soft_decode:
+            code_logits = logits[..., self.config.vocabulary.depth_codes.rows]
+            auxiliary = scale_invariant_log_loss(self._detokenize_depth(code_logits, soft=True), labels)
+        loss = self.config.depth_loss_weight * (cross_entropy + self.config.depth_aux_weight * auxiliary)
+        parts = {"depth_ce": cross_entropy.detach(), "depth_aux": auxiliary.detach()}
+        return AiTOutput(loss=loss, loss_dict=parts, logits=logits)
+
+    def _object_loss(self, pixel_values: Tensor, task: str, instance_labels: InstanceLabels) -> AiTOutput:
+        """Weighted cross-entropy, and for instances the auxiliary mask loss; any number of images per process."""
+        config, tokens = self.config, self.config.tokens_per_object[task]
+        if len(instance_labels) != len(pixel_values):
+            raise ValueError(
+                f"instance_labels must have one entry per image ({len(pixel_values)}), got {len(instance_labels)}."
+            )
+        size = (pixel_values.shape[2], pixel_values.shape[3])
+        prepared = [self._object_sequence(label, size, task) for label in instance_labels]
+        input_ids, target_ids = (torch.stack([entry[i] for entry in prepared]) for i in (0, 1))
+        logits = self._teacher_forced_logits(pixel_values, input_ids, TASK_IDS[task])
+        count = _supervised_count(target_ids)
+        losses = token_cross_entropies(logits, target_ids)
+        weights = token_weights(target_ids.shape[1], tokens, config.mask_code_weight).to(losses)
+        total = (losses * weights).sum()
+        parts = _object_means(losses.detach(), target_ids, tokens, task)
+        if task == "instance":
+            parts["instance_aux"] = losses.new_zeros(())
+        if task == "instance" and config.soft_decode:
+            auxiliary = self._mask_loss(logits, target_ids, [entry[2] for entry in prepared])
+            mask_tokens = (target_ids.unflatten(1, (-1, tokens))[..., HEADER_LENGTH:] != IGNORE_INDEX).sum()
+            total = total + auxiliary * config.instance_aux_weight * mask_tokens * config.mask_code_weight
+            parts["instance_aux"] = auxiliary.detach()
+        weight = config.instance_loss_weight if task == "instance" else config.detection_loss_weight
+        return AiTOutput(loss=weight * total / count, loss_dict=parts, logits=logits)
+
+    def _mask_loss(self, logits: Tensor, target_ids: Tensor, crops: list[Tensor]) -> Tensor:
+        """Dice and squared error of the soft-decoded masks of true objects, at most `max_aux_objects` per image."""
+        vocabulary, tokens = self.config.vocabulary, self.config.tokens_per_object["instance"]
+        limit = self.config.max_aux_objects
+        true = true_objects(target_ids, tokens, vocabulary)
+        true = true & (true.cumsum(dim=1) <= limit)
+        code_logits = logits.unflatten(1, (-1, tokens))[true][:, HEADER_LENGTH:, vocabulary.mask_codes.rows]
+        truth = torch.cat([crop[:limit] for crop in crops]).to(code_logits.device, torch.float32)
+        return dice_and_squared_error(self._detokenize_masks(code_logits, soft=True), truth)
+
+    @torch.no_grad()
+    def _object_sequence(
+        self, label: Mapping[str, Tensor], size: tuple[int, int], task: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Input ids (L - 1,), target ids (L,) and mask crops (true objects, h, w) of one image's annotations."""
+        config, device = self.config, self.device
+        if "input_ids" in label:
+            crops = label.get("mask_crops", torch.zeros(0))
+            return label["input_ids"].to(device), label["target_ids"].to(device), crops.to(device)
+        _check_instance_label(label, size, config.num_labels, needs_masks=task == "instance")
+        kept = torch.randperm(len(label["boxes"]))[: config.num_objects]
+        boxes, classes = (label[name][kept.to(label[name].device)].to(device) for name in ("boxes", "class_labels"))
+        count = config.num_objects - len(kept)
+        height, width = label.get("image_size", size)
+        noise = draw_noise_objects(boxes, (int(height), int(width)), count)
+        all_boxes = torch.cat((boxes.float(), noise.boxes))
+        all_classes = torch.cat((classes.long(), torch.full((count,), -1, device=device)))
+        codes, crops = None, torch.zeros(0, device=device)
+        if task == "instance":
+            masks = label["masks"][kept.to(label["masks"].device)].to(device)
+            sources = torch.cat((torch.arange(len(kept), device=device), noise.sources))
+            all_crops = self._object_crops(masks, all_boxes, sources)
+            codes, crops = self._encode_masks(all_crops), all_crops[: len(kept)]
+        bins = boxes_to_bins(all_boxes, config.num_bins, config.coordinate_scale)
+        input_classes = corrupt_classes(all_classes, config.vocabulary)
+        return (*object_sequence(bins, all_classes, codes, input_classes, config.vocabulary), crops)
+
+    def _object_crops(self, masks: Tensor, boxes: Tensor, sources: Tensor) -> Tensor:
+        """Crops (M, h, w) at boxes (M, 4) of the masks that `sources` (M,) point to; empty where a source is -1."""
+        size = self.config.mask_tokenizer_config.image_size
+        crops = boxes.new_zeros(len(boxes), size, size)
+        real = sources >= 0
+        crops[real] = crop_masks(masks[sources[real]], boxes[real], size)
+        return crops
+
+    def _encode_masks(self, crops: Tensor) -> Tensor:
+        """Codes (M, tokens) of binary crops (M, h, w)."""
+        with torch.autocast(crops.device.type, enabled=False):
+            return self.mask_tokenizer.encode(crops.unsqueeze(1)).flatten(1)
+
+    def _teacher_forced_logits(self, pixel_values: Tensor, input_ids: Tensor, task_id: int) -> Tensor:
+        """Logits (B, L, V) given the true previous tokens (B, L - 1), or mask embeddings in a parallel model."""
+        memory = self.get_encoder_memory(pixel_values)
+        decoder = self.model.decoder
+        if self.config.parallel:
+            inputs = decoder.mask_inputs(len(input_ids), input_ids.shape[1] + 1, task_id)
+        else:
+            inputs = decoder.inputs(F.embedding(input_ids, decoder.token_embeddings), task_id)
+        return decoder.logits(decoder(inputs, memory))
+
+    def _detokenize_depth(self, code_logits: Tensor, soft: bool) -> Tensor:
+        """Depth (B, S, S) in metres of code logits (B, L, K), S the tokenizer's image size."""
+        return _detokenize(self.depth_tokenizer, code_logits, soft)
+
+    def _detokenize_masks(self, code_logits: Tensor, soft: bool) -> Tensor:
+        """Mask values (M, h, w) of code logits (M, tokens, K), not clipped."""
+        if len(code_logits) == 0:
+            size = self.config.mask_tokenizer_config.image_size
+            return code_logits.sum() + code_logits.new_zeros(0, size, size)
+        return torch.cat([_detokenize(self.mask_tokenizer, group, soft) for group in code_logits.split(MASK_GROUP)])
+
+    def _resolve_task(self, task: str | None) -> str:
+        task = self.config.default_task if task is None else task
+        if task not in self.config.tasks:
+            raise ValueError(
+                f"task must be one of {list(self.config.tasks)}, which this checkpoint does; got {task!r}."
+            )
+        return task
+
+    def _check_max_objects(self, max_objects: int | None) -> int:
+        limit = self.config.num_objects
+        if max_objects is not None and not 1 <= max_objects <= limit:
+            raise ValueError(f"max_objects must be between 1 and config.num_objects ({limit}), got {max_objects}.")
+        return limit if max_objects is None else max_objects
+
+    def _check_depth_size(self, images: Tensor) -> None:
+        size = self.config.depth_tokenizer_config.image_size
+        if max(images.shape[-2:]) > size:
+            raise ValueError(
+                f"pixel_values must have sides of at most {size}, the depth tokenizer's image_size, got "
+                f"{tuple(images.shape)}; resize or cut windows with AiTDepthImageProcessor."
+            )
+
+    def _padded_depth_labels(self, pixel_values: Tensor, depth_labels: Tensor) -> Tensor:
+        if depth_labels.shape != (len(pixel_values), *pixel_values.shape[2:]):
+            raise ValueError(
+                f"depth_labels must be (batch, height, width) as pixel_values {tuple(pixel_values.shape)}, got "
+                f"{tuple(depth_labels.shape)}; resize the depth map with its image."
+            )
+        labels = depth_labels.float()
+        if not ((labels >= 0) & labels.isfinite()).all():
+            raise ValueError("depth_labels must be finite and not negative; mark invalid pixels with 0.")
+        size = self.config.depth_tokenizer_config.image_size
+        return F.pad(labels, (0, size - labels.shape[2], 0, size - labels.shape[1]))
+
+
+def _detokenize(tokenizer: AiTVQVAEModel | AiTBinTokenizer, code_logits: Tensor, soft: bool) -> Tensor:
+    """Maps (B, S, S) of code logits (B, L, K), in float32 also under autocast."""
+    side = tokenizer.config.grid_size
+    with torch.autocast(code_logits.device.type, enabled=False):
+        if soft:
+            return tokenizer.decode_soft(code_logits.float().transpose(1, 2).unflatten(2, (side, side))).squeeze(1)
+        return tokenizer.decode(code_logits.argmax(dim=-1).unflatten(1, (side, side))).squeeze(1)
+
+
+def _supervised_count(target_ids: Tensor) -> Tensor:
+    """Supervised tokens of the batch, averaged over processes, at least 1."""
+    return mean_over_processes((target_ids != IGNORE_INDEX).sum().float()).clamp(min=1)
+
+
+def _object_means(losses: Tensor, target_ids: Tensor, tokens: int, task: str) -> dict[str, Tensor]:
+    """Unweighted mean cross-entropies of coordinates, classes and mask codes, each 0 where nothing is supervised."""
+    losses, supervised = (x.unflatten(1, (-1, tokens)) for x in (losses, target_ids != IGNORE_INDEX))
+    ranges = {"box": slice(0, NUM_COORDINATES), "class": slice(CLASS_POSITION, HEADER_LENGTH)}
+    if tokens > HEADER_LENGTH:
+        ranges["mask"] = slice(HEADER_LENGTH, tokens)
+    return {
+        f"{task}_{name}_ce": losses[..., part].sum() / supervised[..., part].sum().clamp(min=1)
+        for name, part in ranges.items()
+    }
+
+
+def _check_instance_label(label: Mapping[str, Tensor], size: tuple[int, int], classes: int, needs_masks: bool) -> None:
+    """Raise a ValueError that names the entry at fault."""
+    needed = ("boxes", "class_labels", "masks") if needs_masks else ("boxes", "class_labels")
+    missing = [name for name in needed if name not in label]
+    if missing:
+        raise ValueError(f"instance_labels need {list(needed)} (or input_ids and target_ids); missing {missing}.")
+    count = len(label["class_labels"])
+    if label["boxes"].shape != (count, 4):
+        raise ValueError(
+            f"boxes must be ({count}, 4), xyxy pixels, one per class label; got {tuple(label['boxes'].shape)}."
+        )
+    if count and not (label["boxes"].isfinite().all() and (label["boxes"][:, 2:] > label["boxes"][:, :2]).all()):
+        raise ValueError("boxes must be finite with x2 > x1 and y2 > y1; drop empty ones before training.")
+    if count and not 0 <= int(label["class_labels"].min()) <= int(label["class_labels"].max()) < classes:
+        raise ValueError(f"class_labels must lie in [0, {classes}), got {label['class_labels'].tolist()}.")
+    if needs_masks and label["masks"].shape != (count, *size):
+        raise ValueError(
+            f"masks must be ({count}, {size[0]}, {size[1]}), one per box and as large as pixel_values; got "
+            f"{tuple(label['masks'].shape)}."
+        )

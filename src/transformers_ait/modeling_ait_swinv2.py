@@ -1,0 +1,315 @@
+"""SwinV2 backbone with a window size and a shift switch per stage."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
+
+from .attention_ait import attend
+from .configuration_ait import AiTSwinV2Config
+
+# Added to the logits of two positions that the cyclic shift made neighbours; finite, as in the original.
+SHIFT_MASK_VALUE = -100.0
+NORM_EPSILON = 5e-5
+MAX_LOGIT_SCALE = math.log(100.0)
+POSITION_MLP_WIDTH = 512
+
+# Expanded bias tensors of one forward pass, by shape and dtype. Blocks overwrite each other's, since touching fresh
+# memory of this size costs more in page faults than the arithmetic. Only used where no gradient is recorded.
+Workspace = dict[tuple, Tensor]
+
+
+class AiTLayerNorm(nn.LayerNorm):
+    """LayerNorm that computes in float32 whatever the model's dtype."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        normalized = F.layer_norm(
+            input.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        )
+        return normalized.to(input.dtype)
+
+
+def relative_coordinates(window: int, pretrained_window: int) -> Tensor:
+    """Log-spaced coordinates of all relative positions in a window (SwinV2, equation 4).
+
+    Returns:
+        ((2 * window - 1)^2, 2) float32, rows ordered by vertical, then horizontal offset, each from `1 - window` up.
+    """
+    offsets = torch.arange(1 - window, window, dtype=torch.float32)
+    grid = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"), dim=-1).view(-1, 2)
+    scaled = grid / max(pretrained_window - 1, 1) * 8
+    return scaled.sign() * torch.log2(scaled.abs() + 1) / 3
+
+
+def shift_mask(window: int, shift: int, last_row: bool, last_column: bool) -> Tensor:
+    """Mask of a window of a cyclically shifted map, keys in reverse order.
+
+    Only windows of the last row or column of windows hold positions from opposite sides of the map.
+
+    Returns:
+        (window^2, window^2) float32, 0 or -100.
+    """
+    wrapped = torch.arange(window) >= window - shift
+    region = 2 * (wrapped & last_row)[:, None] + (wrapped & last_column)[None, :]
+    region = region.flatten()
+    return (region[:, None] != region.flip(0)[None, :]) * SHIFT_MASK_VALUE
+
+
+class AiTSwinV2Attention(nn.Module):
+    """Cosine attention in windows with a continuous relative position bias (SwinV2, section 3.3).
+
+    The bias depends on the weights alone. Where no gradient is recorded, its compact table of
+    (heads, (2 * window - 1)^2) values is kept until the weights change.
+    """
+
+    coordinates: Tensor
+
+    def __init__(self, config: AiTSwinV2Config, stage: int, shifts: bool):
+        super().__init__()
+        self.config = config
+        self.window = config.window_sizes[stage]
+        self.pretrained_window = config.pretrained_window_sizes[stage]
+        self.num_heads = config.num_heads[stage]
+        self.shift = self.window // 2 if shifts else 0
+        width = config.embed_dim * 2**stage
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.empty(width))
+        self.v_bias = nn.Parameter(torch.empty(width))
+        self.logit_scale = nn.Parameter(torch.empty(self.num_heads, 1, 1))
+        self.position_mlp = nn.Sequential(
+            nn.Linear(2, POSITION_MLP_WIDTH), nn.ReLU(), nn.Linear(POSITION_MLP_WIDTH, self.num_heads, bias=False)
+        )
+        self.projection = nn.Linear(width, width)
+        self.register_buffer("coordinates", relative_coordinates(self.window, self.pretrained_window), persistent=False)
+        self._cached_table: Tensor | None = None
+        self._cached_key: tuple | None = None
+
+    def forward(self, x: Tensor, workspace: Workspace) -> Tensor:
+        """(B, H, W, C) to the same shape."""
+        batch, height, width, channels = x.shape
+        w = self.window
+        x = F.pad(x, (0, 0, 0, -width % w, 0, -height % w))
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
+        rows, columns = x.shape[1] // w, x.shape[2] // w
+        windows = self._attend_in_windows(self._windowed_qkv(x, rows, columns), workspace)
+        windows = windows.view(batch, rows, columns, self.num_heads, w, w, -1)
+        x = self.projection(windows.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, rows * w, columns * w, channels))
+        if self.shift:
+            x = x.roll((self.shift, self.shift), dims=(1, 2))
+        return x[:, :height, :width]
+
+    def _windowed_qkv(self, x: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (scaled), keys and values, each (B, rows, columns, heads, w^2, head_dim); keys in reverse order."""
+        w = self.window
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, bias).view(
+            -1, rows, w, columns, w, 3, self.num_heads, x.shape[-1] // self.num_heads
+        )
+        query, key, value = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).unbind(0)
+        scale = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
+        query = _normalize(query) * scale.to(query.dtype)
+        return query, _normalize(key.flip(-2)), value.flip(-2)
+
+    def _attend_in_windows(self, qkv: tuple[Tensor, Tensor, Tensor], workspace: Workspace) -> Tensor:
+        """Attention output (B, rows, columns, heads, w^2, head_dim), one call per kind of border window."""
+        bias = self._position_bias(qkv[0].dtype, workspace)
+        if not self.shift:
+            return self._attend(qkv, bias)
+        bands = []
+        for row_slice, last_row in _split_last(qkv[0].shape[1]):
+            groups = []
+            for column_slice, last_column in _split_last(qkv[0].shape[2]):
+                group = tuple(x[:, row_slice, column_slice] for x in qkv)
+                groups.append(self._attend(group, self._masked(bias, last_row, last_column, workspace)))
+            bands.append(torch.cat(groups, dim=2))
+        return torch.cat(bands, dim=1)
+
+    def _attend(self, qkv: tuple[Tensor, ...], bias: Tensor) -> Tensor:
+        shape = qkv[0].shape
+        query, key, value = (x.reshape(-1, *shape[3:]) for x in qkv)
+        return attend(query, key, value, bias, scale=1.0, implementation=self.config._attn_implementation).view(shape)
+
+    def _masked(self, bias: Tensor, last_row: bool, last_column: bool, workspace: Workspace) -> Tensor:
+        if not (last_row or last_column):
+            return bias
+        mask = shift_mask(self.window, self.shift, last_row, last_column).to(bias)
+        if torch.is_grad_enabled():
+            return bias + mask
+        return torch.add(bias, mask, out=_scratch(workspace, "masked", bias.shape, bias))
+
+    def _position_bias(self, dtype: torch.dtype, workspace: Workspace) -> Tensor:
+        """Bias (1, heads, w^2, w^2) with keys in reverse order.
+
+        Entry (y, x), (v, u) is then the table's value at (y + v, x + u): a strided view that needs no index.
+        """
+        w, side = self.window, 2 * self.window - 1
+        table = self._position_table().to(dtype)
+        view = table.view(-1, side, side).unfold(1, w, 1).unfold(2, w, 1)
+        shape = (1, self.num_heads, w * w, w * w)
+        if torch.is_grad_enabled():
+            return view.reshape(shape)
+        bias = _scratch(workspace, "bias", shape, table)
+        bias.view(view.shape).copy_(view)
+        return bias
+
+    def _position_table(self) -> Tensor:
+        """Table (heads, (2 * w - 1)^2) of `16 * sigmoid(MLP(coordinates))`, float32."""
+        weights = list(self.position_mlp.parameters())
+        # Inference tensors keep no version, so changes of theirs would go unseen.
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or weights[0].is_inference():
+            return self._compute_table()
+        key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in weights)
+        if self._cached_table is None or key != self._cached_key:
+            self._cached_table, self._cached_key = self._compute_table().detach(), key
+        return self._cached_table
+
+    def _compute_table(self) -> Tensor:
+        values = self.position_mlp(self.coordinates.to(self.q_bias.dtype))
+        return 16 * values.float().sigmoid().T.contiguous()
+
+
+def _normalize(x: Tensor) -> Tensor:
+    """Divide by the L2 norm over the last axis plus the original's epsilon."""
+    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + NORM_EPSILON)
+
+
+def _split_last(count: int) -> list[tuple[slice, bool]]:
+    """Slices over all but the last window of an axis (if any) and over the last, with a flag for the latter."""
+    last = (slice(count - 1, count), True)
+    return [last] if count == 1 else [(slice(0, count - 1), False), last]
+
+
+def _scratch(workspace: Workspace, role: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A tensor of this forward pass to overwrite."""
+    key = (role, tuple(shape), like.dtype)
+    if key not in workspace:
+        workspace[key] = like.new_empty(shape)
+    return workspace[key]
+
+
+class AiTSwinV2Block(GradientCheckpointingLayer):
+    """`x + norm(attention(x))`, then `x + norm(mlp(x))`: SwinV2's residual post-norm."""
+
+    def __init__(self, config: AiTSwinV2Config, stage: int, shifts: bool, drop_path: float):
+        super().__init__()
+        width = config.embed_dim * 2**stage
+        self.attention = AiTSwinV2Attention(config, stage, shifts)
+        self.norm1 = AiTLayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = Mlp(width, int(width * config.mlp_ratio), act_layer=nn.GELU)
+        self.norm2 = AiTLayerNorm(width, eps=config.layer_norm_eps)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, workspace: Workspace) -> Tensor:
+        """(B, H, W, C) to the same shape."""
+        x = x + self.drop_path(self.norm1(self.attention(x, workspace)))
+        return x + self.drop_path(self.norm2(self.mlp(x)))
+
+
+class AiTSwinV2Downsample(nn.Module):
+    """Patch merging: 2 x 2 neighbours concatenated, reduced to twice the width, normalised."""
+
+    def __init__(self, width: int, layer_norm_eps: float):
+        super().__init__()
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+        self.norm = AiTLayerNorm(2 * width, eps=layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        neighbours = (x[:, row::2, column::2] for column in (0, 1) for row in (0, 1))
+        return self.norm(self.reduction(torch.cat(tuple(neighbours), dim=-1)))
+
+
+class AiTSwinV2Stage(nn.Module):
+    """Blocks of one resolution, then patch merging (absent after the last stage)."""
+
+    def __init__(self, config: AiTSwinV2Config, stage: int, drop_paths: list[float]):
+        super().__init__()
+        shifts = config.shift_windows[stage]
+        self.blocks = nn.ModuleList(
+            AiTSwinV2Block(config, stage, shifts and index % 2 == 1, rate) for index, rate in enumerate(drop_paths)
+        )
+        last = stage == len(config.depths) - 1
+        self.downsample = None if last else AiTSwinV2Downsample(config.embed_dim * 2**stage, config.layer_norm_eps)
+
+    def forward(self, x: Tensor, workspace: Workspace) -> Tensor:
+        """(B, H, W, C) to the next stage's (B, H', W', C')."""
+        for block in self.blocks:
+            x = block(x, workspace)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class AiTSwinV2Embeddings(nn.Module):
+    """Patches to vectors: strided convolution, LayerNorm."""
+
+    def __init__(self, config: AiTSwinV2Config):
+        super().__init__()
+        self.projection = nn.Conv2d(config.num_channels, config.embed_dim, config.patch_size, stride=config.patch_size)
+        self.norm = AiTLayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, H / patch, W / patch, D); sides are zero-padded to whole patches."""
+        patch = self.projection.stride[0]
+        pixel_values = F.pad(pixel_values, (0, -pixel_values.shape[3] % patch, 0, -pixel_values.shape[2] % patch))
+        return self.norm(self.projection(pixel_values).permute(0, 2, 3, 1))
+
+
+class AiTSwinV2Backbone(PreTrainedModel):
+    """Backbone of the task-solver; returns the last stage's map, normalised."""
+
+    config: AiTSwinV2Config
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["AiTSwinV2Block"]
+
+    def __init__(self, config: AiTSwinV2Config):
+        super().__init__(config)
+        total = sum(config.depths)
+        rates = [config.drop_path_rate * index / max(total - 1, 1) for index in range(total)]
+        starts = [sum(config.depths[:stage]) for stage in range(len(config.depths))]
+        self.embeddings = AiTSwinV2Embeddings(config)
+        self.stages = nn.ModuleList(
+            AiTSwinV2Stage(config, stage, rates[start : start + depth])
+            for stage, (start, depth) in enumerate(zip(starts, config.depths, strict=True))
+        )
+        self.norm = AiTLayerNorm(config.num_features, eps=config.layer_norm_eps)
+        self.channels = [config.num_features]
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, AiTSwinV2Attention):
+            init.zeros_(module.q_bias)
+            init.zeros_(module.v_bias)
+            init.constant_(module.logit_scale, math.log(10.0))
+            init.copy_(module.coordinates, relative_coordinates(module.window, module.pretrained_window))
+
+    def forward(self, pixel_values: Tensor, **kwargs) -> BackboneOutput:
+        """Map of an image of any size.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            kwargs: ignored, so that every AutoBackbone can be called alike.
+
+        Returns:
+            `feature_maps`, a tuple of one map (B, num_features, ceil(H / stride), ceil(W / stride)).
+        """
+        x = self.embeddings(pixel_values.to(self.dtype))
+        workspace: Workspace = {}
+        for stage in self.stages:
+            x = stage(x, workspace)
+        return BackboneOutput(feature_maps=(self.norm(x).permute(0, 3, 1, 2),))

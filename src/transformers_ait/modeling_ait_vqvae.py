@@ -1,0 +1,197 @@
+"""VQ-VAE tokenizer: depth maps and masks to codes, codes or code probabilities back to maps."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_ait import AiTVQVAEConfig
+from .vector_quantizer import VectorQuantizer
+
+
+@dataclass
+class AiTVQVAEOutput(ModelOutput):
+    """Output of `AiTVQVAEModel`.
+
+    Args:
+        loss: scalar, reconstruction plus weighted commitment loss.
+        reconstruction_loss: scalar.
+        reconstruction: (B, C, H, W) in the input's range, not clipped.
+        codes: (B, h, w) int64.
+    """
+
+    loss: Tensor | None = None
+    reconstruction_loss: Tensor | None = None
+    reconstruction: Tensor | None = None
+    codes: Tensor | None = None
+
+
+class AiTVQVAEResidualBlock(nn.Module):
+    """`x + conv1x1(relu(conv3x3(relu(conv3x3(x)))))`, without norms."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv3 = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to the same shape."""
+        return x + self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
+
+
+class AiTVQVAEEncoder(nn.Module):
+    """Stride-2 convolutions, residual blocks, projection to the code width."""
+
+    def __init__(self, config: AiTVQVAEConfig):
+        super().__init__()
+        widths = [config.num_channels, *(config.hidden_size * 2**i for i in range(config.num_downsamples))]
+        self.downsample = nn.ModuleList(
+            nn.Conv2d(before, after, 4, stride=2, padding=1)
+            for before, after in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.blocks = nn.Sequential(*(AiTVQVAEResidualBlock(widths[-1]) for _ in range(config.num_resnet_blocks)))
+        self.projection = nn.Conv2d(widths[-1], config.code_dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, D, H / ratio, W / ratio)."""
+        for convolution in self.downsample:
+            x = F.relu(convolution(x))
+        return self.projection(self.blocks(x))
+
+
+class AiTVQVAEDecoder(nn.Module):
+    """Projection from the code width, residual blocks, transposed convolutions."""
+
+    def __init__(self, config: AiTVQVAEConfig):
+        super().__init__()
+        final = config.final_width
+        widths = [final, *(final // 2**i for i in range(config.num_downsamples))]
+        self.projection = nn.Conv2d(config.code_dim, final, 1)
+        self.blocks = nn.Sequential(*(AiTVQVAEResidualBlock(final) for _ in range(config.num_resnet_blocks)))
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
+            for before, after in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.output = nn.Conv2d(config.hidden_size, config.num_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, h, w) to (B, C, h * ratio, w * ratio)."""
+        x = self.blocks(F.relu(self.projection(x)))
+        for convolution in self.upsample:
+            x = F.relu(convolution(x))
+        return self.output(x)
+
+
+class AiTVQVAEModel(PreTrainedModel):
+    """Tokenizer and detokenizer of one kind of map (paper, section 3.1).
+
+    Depth goes in and comes out in metres, 0 = invalid; masks in [0, 1]. Reconstructions are not clipped.
+    """
+
+    config: AiTVQVAEConfig
+    base_model_prefix = "vqvae"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    # The loss below is a mean already; without this Trainer would scale it by the accumulation steps.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: AiTVQVAEConfig):
+        super().__init__(config)
+        self.encoder = AiTVQVAEEncoder(config)
+        self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.ema_decay, config.ema_epsilon)
+        self.decoder = AiTVQVAEDecoder(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            # PyTorch's default for convolutions, which is what the original was trained from.
+            fan_in = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.weight[:, 0].numel()
+            bound = fan_in**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, VectorQuantizer):
+            init.normal_(module.codebook)
+            init.zeros_(module.ema_cluster_size)
+            init.normal_(module.ema_sums)
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Codes (B, h, w) of maps (B, C, H, W); H and W must be multiples of the downsample ratio."""
+        return self.quantizer.assign(self._encoder_vectors(pixel_values))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Maps (B, C, H, W) of codes (B, h, w): the hard decode."""
+        return self._to_output_range(self._decode_vectors(self.quantizer.lookup(codes)))
+
+    def decode_soft(self, logits: Tensor) -> Tensor:
+        """Maps (B, C, H, W) of code logits (B, K, h, w): the soft decode (paper, equation 2).
+
+        The softmax runs over `tau * logits`; gradients flow through it and the decoder.
+        """
+        probabilities = (logits.permute(0, 2, 3, 1) * self.config.tau).softmax(dim=-1)
+        return self._to_output_range(self._decode_vectors(self.quantizer.soft_lookup(probabilities)))
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
+    ) -> AiTVQVAEOutput | tuple:
+        """Reconstruct maps; in training mode also update the codebook.
+
+        Args:
+            pixel_values: (B, C, H, W), possibly with patches set to 0 as augmentation.
+            labels: (B, C, H, W), the unaltered maps; `pixel_values` when not given.
+            return_dict: False returns a tuple.
+
+        Raises:
+            ValueError: the shapes do not fit the downsample ratio or each other.
+        """
+        labels = pixel_values if labels is None else labels
+        if labels.shape != pixel_values.shape:
+            raise ValueError(
+                f"labels must have the shape of pixel_values {tuple(pixel_values.shape)}, got {tuple(labels.shape)}."
+            )
+        vectors = self._encoder_vectors(pixel_values)
+        straight_through, quantized, codes = self.quantizer(vectors)
+        decoded = self._decode_vectors(straight_through)
+        reconstruction_loss = self._reconstruction_loss(decoded, labels)
+        loss = reconstruction_loss + self.config.commitment_cost * F.mse_loss(vectors, quantized)
+        output = AiTVQVAEOutput(
+            loss=loss,
+            reconstruction_loss=reconstruction_loss,
+            reconstruction=self._to_output_range(decoded),
+            codes=codes,
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def _encoder_vectors(self, pixel_values: Tensor) -> Tensor:
+        ratio, channels = self.config.downsample_ratio, self.config.num_channels
+        if (
+            pixel_values.ndim != 4
+            or pixel_values.shape[1] != channels
+            or any(s % ratio for s in pixel_values.shape[2:])
+        ):
+            raise ValueError(
+                f"pixel_values must be (batch, {channels}, height, width) with sides that are multiples of {ratio}, "
+                f"got {tuple(pixel_values.shape)}; pad or crop the maps."
+            )
+        x = pixel_values.to(self.dtype)
+        return self.encoder(2 * x - 1 if self.config.symmetric_range else x).permute(0, 2, 3, 1)
+
+    def _decode_vectors(self, vectors: Tensor) -> Tensor:
+        return self.decoder(vectors.permute(0, 3, 1, 2).to(self.dtype))
+
+    def _to_output_range(self, decoded: Tensor) -> Tensor:
+        return (decoded + 1) / 2 if self.config.symmetric_range else decoded
+
+    def _reconstruction_loss(self, decoded: Tensor, labels: Tensor) -> Tensor:
+        target = labels.to(decoded.dtype)
+        error = (decoded - (2 * target - 1 if self.config.symmetric_range else target)).square()
+        if not self.config.ignore_zero:
+            return error.mean()
+        valid = target > 0
+        return (error * valid).sum() / valid.sum().clamp(min=1)

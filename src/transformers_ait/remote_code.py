@@ -1,0 +1,54 @@
+"""Export a checkpoint folder that loads with `trust_remote_code=True` where this package is not installed."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_ait.AiTConfig",
+    "AutoModel": "modeling_ait.AiTModel",
+    "AutoModelForDepthEstimation": "modeling_ait.AiTForDenseAndInstancePrediction",
+}
+
+
+def save_with_code(
+    model: PreTrainedModel, directory: str | Path, image_processor: BaseImageProcessor | None = None
+) -> None:
+    """Save an AiT checkpoint together with the modules that define it.
+
+    Args:
+        model: an `AiTForDenseAndInstancePrediction`.
+        directory: folder to write; created when missing.
+        image_processor: saved beside the model, with its code.
+
+    Raises:
+        TypeError: the model is of another family.
+    """
+    if model.config.model_type != "ait":
+        raise TypeError(f"model must be an AiT task-solver (model_type 'ait'), got {type(model).__name__}.")
+    model_class, config = type(model), model.config
+    earlier_class, earlier_map = model_class._auto_class, getattr(config, "auto_map", None)
+    model_class.register_for_auto_class("AutoModelForDepthEstimation")
+    config.auto_map = AUTO_MAP
+    try:
+        model.save_pretrained(directory)
+    finally:
+        # Otherwise every later save_pretrained in this process would copy the code too.
+        model_class._auto_class = earlier_class
+        if earlier_map is None:
+            del config.auto_map
+        else:
+            config.auto_map = earlier_map
+    if image_processor is not None:
+        _save_processor_with_code(image_processor, directory)
+
+
+def _save_processor_with_code(image_processor: BaseImageProcessor, directory: str | Path) -> None:
+    processor_class = type(image_processor)
+    earlier_class = processor_class._auto_class
+    processor_class.register_for_auto_class("AutoImageProcessor")
+    try:
+        image_processor.save_pretrained(directory)
+    finally:
+        processor_class._auto_class = earlier_class

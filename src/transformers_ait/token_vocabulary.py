@@ -1,0 +1,84 @@
+"""The one token map: named id ranges of the shared output vocabulary. Offsets are added here and nowhere else."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class IdRange:
+    """A half-open range `[start, stop)` of token ids that stand for one kind of symbol."""
+
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Number of ids in the range."""
+        return self.stop - self.start
+
+    @property
+    def rows(self) -> slice:
+        """The range as a slice over the vocabulary axis of logits or embeddings."""
+        return slice(self.start, self.stop)
+
+    def to_ids(self, index: Any) -> Any:
+        """Vocabulary ids of indices within the range; integers, arrays and tensors alike."""
+        return index + self.start
+
+    def to_index(self, ids: Any) -> Any:
+        """Inverse of `to_ids`."""
+        return ids - self.start
+
+
+@dataclass(frozen=True)
+class TokenVocabulary:
+    """Layout of the vocabulary: coordinates, classes, two special tokens, mask codes, depth codes, spare ids.
+
+    Args:
+        num_bins: coordinate bins; a coordinate takes one of `num_bins + 1` ids, both ends included.
+        num_classes: object classes.
+        num_mask_codes: codebook size of the mask tokenizer.
+        num_depth_codes: codebook size of the depth tokenizer.
+        num_spare: ids at the end that no task uses (some published checkpoints carry 128 of them).
+    """
+
+    num_bins: int
+    num_classes: int
+    num_mask_codes: int
+    num_depth_codes: int
+    num_spare: int = 0
+
+    @property
+    def coordinates(self) -> IdRange:
+        """Ids of coordinate bins."""
+        return IdRange(0, self.num_bins + 1)
+
+    @property
+    def classes(self) -> IdRange:
+        """Ids of object classes, in the order of the config's `id2label`."""
+        return IdRange(self.coordinates.stop, self.coordinates.stop + self.num_classes)
+
+    @property
+    def end_of_sequence(self) -> int:
+        """Id of the end-of-sequence token (unused by the released models, which always write every object)."""
+        return self.classes.stop
+
+    @property
+    def noise(self) -> int:
+        """Id of the noise-object class."""
+        return self.end_of_sequence + 1
+
+    @property
+    def mask_codes(self) -> IdRange:
+        """Ids of the mask tokenizer's codes."""
+        return IdRange(self.noise + 1, self.noise + 1 + self.num_mask_codes)
+
+    @property
+    def depth_codes(self) -> IdRange:
+        """Ids of the depth tokenizer's codes."""
+        return IdRange(self.mask_codes.stop, self.mask_codes.stop + self.num_depth_codes)
+
+    @property
+    def size(self) -> int:
+        """Total number of ids."""
+        return self.depth_codes.stop + self.num_spare

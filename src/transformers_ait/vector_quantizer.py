@@ -1,0 +1,103 @@
+"""Codebook with nearest-code assignment, hard and soft lookup, and exponential-moving-average training."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .distributed_ait import sum_over_processes
+
+
+class VectorQuantizer(nn.Module):
+    """VQ codebook trained by moving averages instead of gradients (van den Oord et al. 2017, appendix A.1).
+
+    Args:
+        num_codes: codebook size K.
+        code_dim: width D of a code vector.
+        decay: decay of both moving averages.
+        epsilon: Laplace smoothing of the cluster sizes.
+
+    Buffers:
+        codebook: (K, D), the code vectors.
+        ema_cluster_size: (K,), smoothed moving average of the number of vectors assigned to each code.
+        ema_sums: (K, D), moving average of the sums of those vectors.
+    """
+
+    codebook: Tensor
+    ema_cluster_size: Tensor
+    ema_sums: Tensor
+
+    def __init__(self, num_codes: int, code_dim: int, decay: float = 0.99, epsilon: float = 1e-5):
+        super().__init__()
+        self.decay = decay
+        self.epsilon = epsilon
+        self.register_buffer("codebook", torch.empty(num_codes, code_dim))
+        self.register_buffer("ema_cluster_size", torch.empty(num_codes))
+        self.register_buffer("ema_sums", torch.empty(num_codes, code_dim))
+
+    @property
+    def num_codes(self) -> int:
+        """Codebook size K."""
+        return self.codebook.shape[0]
+
+    def assign(self, vectors: Tensor) -> Tensor:
+        """Index of the nearest code by squared Euclidean distance, in float32.
+
+        Args:
+            vectors: (..., D).
+
+        Returns:
+            (...) int64.
+        """
+        with torch.autocast(vectors.device.type, enabled=False):
+            flat = vectors.detach().reshape(-1, vectors.shape[-1]).float()
+            codes = self.codebook.float()
+            distance = flat.square().sum(1, keepdim=True) - 2 * flat @ codes.T + codes.square().sum(1)
+            return distance.argmin(dim=1).view(vectors.shape[:-1])
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Code vectors (..., D) of code indices (...)."""
+        return F.embedding(codes, self.codebook)
+
+    def soft_lookup(self, probabilities: Tensor) -> Tensor:
+        """Expected code vectors (..., D) of code probabilities (..., K): the paper's soft token."""
+        return probabilities @ self.codebook.to(probabilities.dtype)
+
+    @torch.no_grad()
+    def update(self, vectors: Tensor, codes: Tensor) -> None:
+        """Move the codebook towards the vectors assigned to it.
+
+        Counts and sums are added up over all processes, so that every process holds the codebook that one process
+        with the whole batch would hold.
+
+        Args:
+            vectors: (N, D) encoder outputs.
+            codes: (N,) their codes under the present codebook.
+        """
+        assignment = F.one_hot(codes, self.num_codes).float()
+        # Mixed precision would round the sums.
+        with torch.autocast(vectors.device.type, enabled=False):
+            counts = sum_over_processes(assignment.sum(0))
+            sums = sum_over_processes(assignment.T @ vectors.detach().float())
+        size = self.ema_cluster_size.lerp(counts, 1 - self.decay)
+        total = size.sum()
+        # The smoothed sizes are what the buffer keeps: the next update decays them, not the raw ones.
+        size = (size + self.epsilon) / (total + self.num_codes * self.epsilon) * total
+        self.ema_cluster_size.copy_(size)
+        self.ema_sums.lerp_(sums, 1 - self.decay)
+        self.codebook.copy_(self.ema_sums / size.unsqueeze(1))
+
+    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise, and in training mode update the codebook afterwards.
+
+        Args:
+            vectors: (..., D).
+
+        Returns:
+            The quantised vectors with a straight-through gradient (..., D), the code vectors without gradient (..., D),
+            and the codes (...).
+        """
+        codes = self.assign(vectors)
+        quantized = self.lookup(codes).to(vectors.dtype)
+        if self.training:
+            self.update(vectors.reshape(-1, vectors.shape[-1]), codes.reshape(-1))
+        return vectors + (quantized - vectors).detach(), quantized, codes
