@@ -1,4 +1,4 @@
-"""The two reductions over processes that training needs; both are the identity in a single process."""
+"""What training shares between processes; every function is the identity in a single process."""
 
 import torch.distributed as dist
 from torch import Tensor
@@ -18,3 +18,12 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     if not (dist.is_available() and dist.is_initialized()):
         return tensor
     return sum_over_processes(tensor) / dist.get_world_size()
+
+
+def broadcast_from_first(tensor: Tensor) -> Tensor:
+    """The first process's tensor on all processes; shapes must agree."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return tensor
+    shared = tensor.detach().clone().contiguous()
+    dist.broadcast(shared, src=0)
+    return shared

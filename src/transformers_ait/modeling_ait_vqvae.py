@@ -137,6 +137,12 @@ class AiTVQVAEModel(PreTrainedModel):
         probabilities = (logits.permute(0, 2, 3, 1) * self.config.tau).softmax(dim=-1)
         return self._to_output_range(self._decode_vectors(self.quantizer.soft_lookup(probabilities)))
 
+    @torch.no_grad()
+    def restart_dead_codes(self, pixel_values: Tensor, min_cluster_size: float = 0.2) -> int:
+        """Move unused codes onto encoder outputs of a batch (B, C, H, W); returns how many. For training loops."""
+        vectors = self._encoder_vectors(pixel_values)
+        return self.quantizer.restart_dead_codes(vectors.flatten(0, 2), min_cluster_size)
+
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
     ) -> AiTVQVAEOutput | tuple:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .distributed_ait import sum_over_processes
+from .distributed_ait import broadcast_from_first, sum_over_processes
 
 
 class VectorQuantizer(nn.Module):
@@ -85,6 +85,31 @@ class VectorQuantizer(nn.Module):
         self.ema_cluster_size.copy_(size)
         self.ema_sums.lerp_(sums, 1 - self.decay)
         self.codebook.copy_(self.ema_sums / size.unsqueeze(1))
+
+    @torch.no_grad()
+    def restart_dead_codes(
+        self, vectors: Tensor, min_cluster_size: float, generator: torch.Generator | None = None
+    ) -> int:
+        """Move codes that hardly any vector is assigned to onto encoder outputs (Dhariwal et al. 2020, section 3).
+
+        The original had no such step; short trainings need it, because codes that start far from the encoder's
+        outputs are never chosen and so never move. All processes take what the first one draws.
+
+        Args:
+            vectors: (N, D) encoder outputs of the present batch.
+            min_cluster_size: codes whose moving-average cluster size is below this are moved.
+            generator: source of randomness, on the CPU.
+
+        Returns:
+            How many codes were moved.
+        """
+        dead = (self.ema_cluster_size < min_cluster_size).nonzero().squeeze(1)
+        picks = torch.randint(len(vectors), (len(dead),), generator=generator).to(vectors.device)
+        chosen = broadcast_from_first(vectors[picks].to(self.codebook.dtype))
+        self.codebook[dead] = chosen
+        self.ema_sums[dead] = chosen
+        self.ema_cluster_size[dead] = 1.0
+        return len(dead)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise, and in training mode update the codebook afterwards.

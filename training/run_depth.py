@@ -1,0 +1,17 @@
+"""Train the task-solver for depth, with a trained VQ-VAE or the baseline tokenizer of bins.
+
+    python training/run_depth.py training/recipes/tiny-rooms-depth.yaml \\
+        --model.depth_tokenizer runs/vqvae/model --run.output runs/depth
+    python training/run_depth.py training/recipes/tiny-rooms-depth-bins.yaml --run.output runs/depth-bins
+    accelerate launch --config_file training/accelerate/multi_gpu.yaml \\
+        training/run_depth.py training/recipes/tiny-rooms-depth-parallel.yaml \\
+        --model.depth_tokenizer runs/vqvae/model --run.output runs/depth-parallel
+
+Every key of the recipe can be overridden; --help lists them. `--run.resume true` goes on with an interrupted run.
+"""
+
+from transformers_ait.engine.depth_training import train_depth
+from transformers_ait.engine.recipes import DepthRecipe, run_from_command_line
+
+if __name__ == "__main__":
+    run_from_command_line(DepthRecipe, train_depth, __doc__)
