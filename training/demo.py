@@ -21,7 +21,7 @@ from transformers.utils import logging
 import transformers_ait  # noqa: F401  (registers the Auto classes)
 from transformers_ait.data import render_room
 from transformers_ait.metrics import depth_metrics
-from transformers_ait.visualization import depth_panel
+from transformers_ait.visualization import DepthPanelRow, depth_panel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Calibration of the scene, from the docstring of skimage.data.stereo_motorcycle.
@@ -85,11 +85,11 @@ def main() -> None:
     rows = []
     if arguments.image is not None:
         photo = Image.open(arguments.image).convert("RGB")
-        rows.append({"title": arguments.image.name, "image": photo, "depth": predict(estimator, "yours", photo)})
+        rows.append(DepthPanelRow(np.array(photo), predict(estimator, "yours", photo), title=arguments.image.name))
     for title, (image, truth) in scenes.items():
         depth = predict(estimator, title, image)
         describe(title, depth, truth)
-        rows.append({"title": title, "image": image, "depth": depth, "truth": truth})
+        rows.append(DepthPanelRow(np.array(image), depth, truth, title=title))
     depth_panel(rows, path=arguments.output)
     print(f"wrote {arguments.output} after {time.perf_counter() - start:.1f} s")
 

@@ -10,6 +10,10 @@ from transformers.configuration_utils import SubConfigSpec
 from .configuration_token_decoder import AiTTokenDecoderConfig
 from .token_vocabulary import TokenVocabulary
 
+TOKENIZERS = {
+    "depth_tokenizer_config": ("ait_vqvae", "ait_bin_tokenizer"),
+    "mask_tokenizer_config": ("ait_vqvae",),
+}
 TASK_IDS = {"detection": 0, "instance": 1, "depth": 2}
 
 _COCO_CLASS_NAMES = (
@@ -22,6 +26,14 @@ _COCO_CLASS_NAMES = (
     "toothbrush"
 )
 COCO_CLASSES = tuple(name.replace("_", " ") for name in _COCO_CLASS_NAMES.split())
+
+
+def _require_positive(config: object, *names: str) -> None:
+    """Raise a ValueError for a size, or a sequence of sizes, that is not at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        if min(value if isinstance(value, list | tuple) else [value], default=0) < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
 @strict
@@ -61,6 +73,7 @@ class AiTSwinV2Config(PreTrainedConfig):
 
     def validate_stages(self):
         """Every per-stage sequence must describe the same number of stages, with widths that the heads divide."""
+        _require_positive(self, "num_channels", "patch_size", "embed_dim", "depths", "num_heads", "window_sizes")
         for name in ("num_heads", "window_sizes", "pretrained_window_sizes", "shift_windows"):
             if len(getattr(self, name)) != len(self.depths):
                 raise ValueError(
@@ -101,6 +114,7 @@ class _SquareGrid:
 
     def validate_grid(self):
         """The image must be a whole number of tokens wide."""
+        _require_positive(self, "image_size", "downsample_ratio", "num_codes")
         if self.image_size % self.downsample_ratio:
             raise ValueError(
                 f"image_size must be a multiple of downsample_ratio ({self.downsample_ratio}), got {self.image_size}."
@@ -109,7 +123,7 @@ class _SquareGrid:
 
 @strict
 class AiTVQVAEConfig(_SquareGrid, PreTrainedConfig):
-    """VQ-VAE tokenizer of depth maps or box-cropped masks (paper, section 3.1).
+    """VQ-VAE tokenizer of depth maps or box-cropped masks (AiT, arXiv 2301.02229).
 
     Args:
         image_size: side of the square input in pixels.
@@ -147,6 +161,10 @@ class AiTVQVAEConfig(_SquareGrid, PreTrainedConfig):
         """Each convolution halves the map, so the ratio is a power of two, at least 2."""
         if self.downsample_ratio < 2 or self.downsample_ratio & (self.downsample_ratio - 1):
             raise ValueError(f"downsample_ratio must be a power of two >= 2, got {self.downsample_ratio}.")
+
+    def validate_widths(self):
+        """Nothing can be less than one channel wide."""
+        _require_positive(self, "num_channels", "hidden_size", "code_dim")
 
     @property
     def num_downsamples(self) -> int:
@@ -203,7 +221,7 @@ def _resolve_sub_config(name: str, value: Any) -> PreTrainedConfig | None:
 
 @strict
 class AiTConfig(PreTrainedConfig):
-    """Task-solver: backbone, encoder, token decoder, tokenizers and the shared vocabulary (paper, section 3).
+    """Task-solver: backbone, encoder, token decoder, tokenizers and the shared vocabulary (AiT, arXiv 2301.02229).
 
     Args:
         backbone_config: `AiTSwinV2Config`, or any configuration that `AutoBackbone` takes (timm included); its last
@@ -232,6 +250,8 @@ class AiTConfig(PreTrainedConfig):
         instance_aux_weight: weight of Dice and squared error of the soft-decoded masks.
         mask_code_weight: weight of a mask code in the cross-entropy.
         max_aux_objects: objects per image, at most, in the auxiliary mask loss.
+        initialization_only: part of the weights (the decoder, say) is untrained, so the checkpoint can start a training
+            but predict nothing; set to False once trained.
     """
 
     model_type = "ait"
@@ -268,11 +288,16 @@ class AiTConfig(PreTrainedConfig):
     instance_aux_weight: float | int = 5.0
     mask_code_weight: float | int = 0.2
     max_aux_objects: int = 100
+    initialization_only: bool = False
 
     def __post_init__(self, **kwargs):
         self.backbone_config = _resolve_sub_config("backbone_config", self.backbone_config) or AiTSwinV2Config()
         for name in ("depth_tokenizer_config", "mask_tokenizer_config"):
             setattr(self, name, _resolve_sub_config(name, getattr(self, name)))
+            if getattr(self, name) is not None and getattr(self, name).model_type not in TOKENIZERS[name]:
+                raise ValueError(
+                    f"{name} must have a model_type of {TOKENIZERS[name]}, got {getattr(self, name).model_type!r}."
+                )
         if self.depth_tokenizer_config is None and "depth" in self.tasks:
             self.depth_tokenizer_config = AiTVQVAEConfig(tau=0.8)
         if self.mask_tokenizer_config is None and "instance" in self.tasks:
@@ -323,11 +348,16 @@ class AiTConfig(PreTrainedConfig):
         unknown = sorted(set(self.tasks) - set(TASK_IDS))
         if unknown or not self.tasks:
             raise ValueError(f"tasks must name at least one of {sorted(TASK_IDS)}, got {list(self.tasks)}.")
+        if self.parallel and set(self.tasks) != {"depth"}:
+            raise ValueError(
+                f"parallel decoding is for tasks ['depth'] alone, got {list(self.tasks)}; set parallel=False."
+            )
         if self.default_task not in self.tasks:
             raise ValueError(f"default_task must be one of tasks {list(self.tasks)}, got {self.default_task!r}.")
 
     def validate_image_size(self):
         """The position table needs whole positions, and no tokenizer may look at more than the model sees."""
+        _require_positive(self, "image_size", "feature_stride")
         if self.image_size % self.feature_stride:
             raise ValueError(
                 f"image_size must be a multiple of feature_stride {self.feature_stride}, got {self.image_size}."

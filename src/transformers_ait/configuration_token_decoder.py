@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 @strict
 class AiTTokenDecoderConfig(PreTrainedConfig):
-    """Encoder and decoder of the task-solver (paper, section 3.2).
+    """Encoder and decoder of the task-solver (AiT, arXiv 2301.02229).
 
     Args:
         hidden_size: width d of encoder, decoder and embeddings; divisible by 4 (2-d sine table) and by the heads.

@@ -34,7 +34,7 @@ def decode_autoregressively(
     """Decode one position after the other.
 
     Where the grammar says soft, the next input is the expected embedding `softmax(logits) @ embeddings` over the
-    allowed ids (the paper's soft token, section 3.3), at temperature 1; elsewhere the embedding of the chosen id.
+    allowed ids (the soft token of arXiv 2301.02229), at temperature 1; elsewhere the embedding of the chosen id.
 
     Args:
         decoder: the token decoder.
@@ -68,7 +68,7 @@ def decode_autoregressively(
 def decode_in_parallel(
     decoder: AiTTokenDecoder, memory: Tensor, task_id: int, grammar: Sequence[TokenStep]
 ) -> DecodedTokens:
-    """Decode every position in one pass over mask embeddings (AiT-P, paper section 3.4).
+    """Decode every position in one pass over mask embeddings (AiT-P, arXiv 2301.02229).
 
     Args:
         decoder: a token decoder with a mask embedding.

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoBackbone, PreTrainedModel
 from transformers import initialization as init
@@ -110,6 +111,21 @@ class AiTPreTrainedModel(PreTrainedModel):
     # Codes are nearest neighbours and depth spans metres: both want full precision, and the tokenizers are small.
     _keep_in_fp32_modules_strict = ["depth_tokenizer", "mask_tokenizer"]
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Load a checkpoint; see `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            OSError: the weights are missing or damaged.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of {pretrained_model_name_or_path} are damaged or incomplete ({error}); copy or download "
+                "them again."
+            ) from error
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -128,6 +144,9 @@ class AiTPreTrainedModel(PreTrainedModel):
 
 class AiTModel(AiTPreTrainedModel):
     """Backbone, encoder and token decoder without tokenizers; its output is the encoder's memory."""
+
+    # The tokenizers belong to AiTForDenseAndInstancePrediction, whose checkpoints this class loads too.
+    _keys_to_ignore_on_load_unexpected = [r"^depth_tokenizer\.", r"^mask_tokenizer\."]
 
     def __init__(self, config: AiTConfig):
         super().__init__(config)
@@ -270,6 +289,11 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
             ValueError: unknown task, or images that the model cannot take.
         """
         task = self._resolve_task(task)
+        if self.config.initialization_only:
+            raise ValueError(
+                "This checkpoint is an initialisation: part of its weights is untrained, so it cannot predict. Train "
+                "it, then set model.config.initialization_only = False."
+            )
         soft_feedback = self.config.soft_feedback if soft_feedback is None else soft_feedback
         soft_decode = self.config.soft_decode if soft_decode is None else soft_decode
         if task == "depth":
@@ -284,6 +308,11 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
         return self._objects_from_tokens(decoded.sequences, decoded.step_logits, tokens, soft_decode)
 
     def _generate_depth(self, pixel_values: Tensor, soft_feedback: bool, soft_decode: bool) -> AiTOutput:
+        if pixel_values.ndim not in (4, 5):
+            raise ValueError(
+                "pixel_values must be (batch, channels, height, width) or (batch, views, channels, height, width), got "
+                f"{tuple(pixel_values.shape)}."
+            )
         views = pixel_values.shape[:-3]
         images = pixel_values.flatten(0, -4)
         self._check_depth_size(images)
@@ -322,7 +351,7 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
         return output
 
     def _depth_loss(self, pixel_values: Tensor, depth_labels: Tensor) -> AiTOutput:
-        """Cross-entropy, and the auxiliary loss through the frozen detokenizer (paper, section 3.3)."""
+        """Cross-entropy, and the auxiliary loss through the frozen detokenizer (AiT, arXiv 2301.02229)."""
         self._check_depth_size(pixel_values)
         labels = self._padded_depth_labels(pixel_values, depth_labels)
         with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):

@@ -37,7 +37,7 @@ class AiTLayerNorm(nn.LayerNorm):
 
 
 def relative_coordinates(window: int, pretrained_window: int) -> Tensor:
-    """Log-spaced coordinates of all relative positions in a window (SwinV2, equation 4).
+    """Log-spaced coordinates of all relative positions in a window (SwinV2, arXiv 2111.09883).
 
     Returns:
         ((2 * window - 1)^2, 2) float32, rows ordered by vertical, then horizontal offset, each from `1 - window` up.
@@ -63,7 +63,7 @@ def shift_mask(window: int, shift: int, last_row: bool, last_column: bool) -> Te
 
 
 class AiTSwinV2Attention(nn.Module):
-    """Cosine attention in windows with a continuous relative position bias (SwinV2, section 3.3).
+    """Cosine attention in windows with a continuous relative position bias (SwinV2, arXiv 2111.09883).
 
     The bias depends on the weights alone. Where no gradient is recorded, its compact table of
     (heads, (2 * window - 1)^2) values is kept until the weights change.
@@ -90,6 +90,11 @@ class AiTSwinV2Attention(nn.Module):
         self.register_buffer("coordinates", relative_coordinates(self.window, self.pretrained_window), persistent=False)
         self._cached_table: Tensor | None = None
         self._cached_key: tuple | None = None
+
+    def train(self, mode: bool = True) -> "AiTSwinV2Attention":
+        """Set training mode and forget the cached bias: in-place writes to `weight.data` leave no trace to notice."""
+        self._cached_table = None
+        return super().train(mode)
 
     def forward(self, x: Tensor, workspace: Workspace) -> Tensor:
         """(B, H, W, C) to the same shape."""
@@ -286,6 +291,11 @@ class AiTSwinV2Backbone(PreTrainedModel):
         self.norm = AiTLayerNorm(config.num_features, eps=config.layer_norm_eps)
         self.channels = [config.num_features]
         self.post_init()
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # transformers guesses this from the source text, where it looks for its own attention interface.
+        return True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -88,7 +88,7 @@ class AiTVQVAEDecoder(nn.Module):
 
 
 class AiTVQVAEModel(PreTrainedModel):
-    """Tokenizer and detokenizer of one kind of map (paper, section 3.1).
+    """Tokenizer and detokenizer of one kind of map (AiT, arXiv 2301.02229).
 
     Depth goes in and comes out in metres, 0 = invalid; masks in [0, 1]. Reconstructions are not clipped.
     """
@@ -99,6 +99,8 @@ class AiTVQVAEModel(PreTrainedModel):
     input_modalities = ["image"]
     # The loss below is a mean already; without this Trainer would scale it by the accumulation steps.
     accepts_loss_kwargs = False
+    # Moving averages over thousands of steps do not survive half precision.
+    _keep_in_fp32_modules_strict = ["quantizer"]
 
     def __init__(self, config: AiTVQVAEConfig):
         super().__init__(config)
@@ -130,7 +132,7 @@ class AiTVQVAEModel(PreTrainedModel):
         return self._to_output_range(self._decode_vectors(self.quantizer.lookup(codes)))
 
     def decode_soft(self, logits: Tensor) -> Tensor:
-        """Maps (B, C, H, W) of code logits (B, K, h, w): the soft decode (paper, equation 2).
+        """Maps (B, C, H, W) of code logits (B, K, h, w): the soft decode (soft token, arXiv 2301.02229).
 
         The softmax runs over `tau * logits`; gradients flow through it and the decoder.
         """
@@ -195,7 +197,7 @@ class AiTVQVAEModel(PreTrainedModel):
         return (decoded + 1) / 2 if self.config.symmetric_range else decoded
 
     def _reconstruction_loss(self, decoded: Tensor, labels: Tensor) -> Tensor:
-        target = labels.to(decoded.dtype)
+        decoded, target = decoded.float(), labels.float()
         error = (decoded - (2 * target - 1 if self.config.symmetric_range else target)).square()
         if not self.config.ignore_zero:
             return error.mean()

@@ -25,12 +25,15 @@ def save_with_code(
     Raises:
         TypeError: the model is of another family.
     """
-    if model.config.model_type != "ait":
-        raise TypeError(f"model must be an AiT task-solver (model_type 'ait'), got {type(model).__name__}.")
+    # By name, not class: a model that was loaded as remote code has a class of its own.
+    if type(model).__name__ != AUTO_MAP["AutoModelForDepthEstimation"].split(".")[1]:
+        raise TypeError(
+            f"model must be an AiT task-solver (AiTForDenseAndInstancePrediction), got {type(model).__name__}."
+        )
     model_class, config = type(model), model.config
     earlier_class, earlier_map = model_class._auto_class, getattr(config, "auto_map", None)
     model_class.register_for_auto_class("AutoModelForDepthEstimation")
-    config.auto_map = AUTO_MAP
+    config.auto_map = dict(AUTO_MAP)
     try:
         model.save_pretrained(directory)
     finally:
@@ -46,9 +49,13 @@ def save_with_code(
 
 def _save_processor_with_code(image_processor: BaseImageProcessor, directory: str | Path) -> None:
     processor_class = type(image_processor)
-    earlier_class = processor_class._auto_class
+    earlier_class, earlier_map = processor_class._auto_class, getattr(image_processor, "auto_map", None)
     processor_class.register_for_auto_class("AutoImageProcessor")
     try:
         image_processor.save_pretrained(directory)
     finally:
         processor_class._auto_class = earlier_class
+        if earlier_map is None:
+            vars(image_processor).pop("auto_map", None)
+        else:
+            image_processor.auto_map = earlier_map

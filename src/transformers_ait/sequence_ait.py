@@ -49,7 +49,7 @@ def object_grammar(
 
 
 def depth_sequence(codes: Tensor, supervised: Tensor, vocabulary: TokenVocabulary) -> tuple[Tensor, Tensor]:
-    """Teacher-forcing inputs and targets of depth maps (paper, section 3.2).
+    """Teacher-forcing inputs and targets of depth maps (AiT, arXiv 2301.02229).
 
     Args:
         codes: (B, h, w) depth codes.
@@ -89,7 +89,7 @@ class NoiseObjects:
 def draw_noise_objects(
     boxes: Tensor, image_size: tuple[int, int], count: int, generator: torch.Generator | None = None
 ) -> NoiseObjects:
-    """Draw noise objects (paper, section 3.2; after Pix2Seq).
+    """Draw noise objects (AiT, arXiv 2301.02229; after Pix2Seq).
 
     A uniform random number of them are true boxes with jittered sides; the others are random boxes, or true boxes
     moved to a random place, with an empty mask. Shuffled and clipped to the image.

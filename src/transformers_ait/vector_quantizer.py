@@ -90,7 +90,7 @@ class VectorQuantizer(nn.Module):
     def restart_dead_codes(
         self, vectors: Tensor, min_cluster_size: float, generator: torch.Generator | None = None
     ) -> int:
-        """Move codes that hardly any vector is assigned to onto encoder outputs (Dhariwal et al. 2020, section 3).
+        """Move codes that hardly any vector is assigned to onto encoder outputs (random restart, Dhariwal et al. 2020).
 
         The original had no such step; short trainings need it, because codes that start far from the encoder's
         outputs are never chosen and so never move. All processes take what the first one draws.

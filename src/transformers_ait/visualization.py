@@ -18,7 +18,7 @@ INVALID_GREY = 190
 _INK, _MUTED = "#1f2328", "#656d76"
 _DPI = 160
 # Inches.
-_TILE_WIDTH, _GAP, _MARGIN, _HEADING, _LABEL, _BAR_STRIP, _BAR_HEIGHT = 3.0, 0.07, 0.14, 0.30, 0.24, 0.52, 0.09
+_TILE_WIDTH, _GAP, _MARGIN, _HEADING, _TITLE, _BAR_STRIP, _BAR_HEIGHT = 3.0, 0.07, 0.14, 0.28, 0.25, 0.52, 0.09
 _CORNER = 0.06
 
 
@@ -30,13 +30,13 @@ class DepthPanelRow:
         image: photograph, PIL or uint8 (H, W, 3).
         depth: predicted (h, w) metres; 0 = invalid.
         truth: true (h, w) metres, 0 = invalid; same size as `depth`. None leaves truth and error empty.
-        label: text at the left of the row.
+        title: caption below the row.
     """
 
     image: Image.Image | np.ndarray
     depth: Tensor | np.ndarray
     truth: Tensor | np.ndarray | None = None
-    label: str | None = None
+    title: str | None = None
 
 
 def colorize_depth(
@@ -93,10 +93,14 @@ def depth_panel(
 
     Raises:
         ImportError: matplotlib is missing.
+        TypeError: a row is no `DepthPanelRow`.
         ValueError: no rows, or a truth of another size than its depth.
     """
     if not rows:
         raise ValueError("rows is empty; give at least one DepthPanelRow.")
+    for index, row in enumerate(rows):
+        if not isinstance(row, DepthPanelRow):
+            raise TypeError(f"rows[{index}] must be a DepthPanelRow, got {type(row).__name__}.")
     maps = [(_as_map(row.depth, "depth"), _truth_map(row)) for row in rows]
     has_truth = any(truth is not None for _, truth in maps)
     errors = [None if truth is None else _absolute_error(depth, truth) for depth, truth in maps]
@@ -114,7 +118,7 @@ def depth_panel(
         for row, (depth, truth), error in zip(rows, maps, errors, strict=True)
     ]
     has_holes = any(not _valid(x).all() for pair in maps for x in pair if x is not None)
-    panel = _Panel(tiles, [row.label for row in rows], 4 if has_truth else 2)
+    panel = _Panel(tiles, [row.title for row in rows], 4 if has_truth else 2)
     panel.color_bar(1, 2 if has_truth else 1, near, far, DEPTH_CMAP, "depth in metres")
     if has_truth:
         panel.color_bar(3, 3, 0.0, error_limit, ERROR_CMAP, "absolute error in metres")
@@ -129,30 +133,28 @@ def depth_panel(
 class _Panel:
     """Tiles placed in inches on one matplotlib figure, drawn without pyplot's global state."""
 
-    def __init__(self, tiles: list[list[np.ndarray | None]], labels: list[str | None], columns: int):
-        figure_module = _matplotlib("figure")
+    def __init__(self, tiles: list[list[np.ndarray | None]], titles: list[str | None], columns: int):
         heights = [_TILE_WIDTH * row[0].shape[0] / row[0].shape[1] for row in tiles if row[0] is not None]
-        self.left = _MARGIN + (_LABEL if any(labels) else 0.0)
-        self.width = self.left + columns * _TILE_WIDTH + (columns - 1) * _GAP + _MARGIN
-        self.height = _MARGIN + _HEADING + sum(heights) + (len(heights) - 1) * _GAP + _BAR_STRIP + _MARGIN
-        self.figure = figure_module.Figure(figsize=(self.width, self.height), dpi=_DPI, facecolor="white")
+        steps = [height + (_TITLE if title else _GAP) for height, title in zip(heights, titles, strict=True)]
+        self.width = 2 * _MARGIN + columns * _TILE_WIDTH + (columns - 1) * _GAP
+        self.height = 2 * _MARGIN + _HEADING + sum(steps) + _BAR_STRIP
+        self.figure = _matplotlib("figure").Figure((self.width, self.height), dpi=_DPI, facecolor="white")
         top = self.height - _MARGIN
-        for column, title in enumerate(("Image", "Predicted depth", "True depth", "Error")[:columns]):
-            self._text(self._column(column), top - 0.5 * _HEADING, title, size=11, color=_INK)
+        for column, heading in enumerate(("Image", "Predicted depth", "True depth", "Error")[:columns]):
+            self._text(self._column(column), top - 0.4 * _HEADING, heading, size=11, color=_INK)
         top -= _HEADING
-        for row, label, height in zip(tiles, labels, heights, strict=True):
-            if label:
-                x, y = self.left - 0.5 * _LABEL, top - 0.5 * height
-                self._text(x, y, label, size=9, color=_MUTED, rotation=90, horizontalalignment="center")
+        for row, title, height, step in zip(tiles, titles, heights, steps, strict=True):
             for column, tile in enumerate(row[:columns]):
                 if tile is not None:
                     self._tile(tile, self._column(column), top - height, height)
-            top -= height + _GAP
+            if title:
+                self._text(_MARGIN, top - height - 0.45 * _TITLE, title, size=9, color=_MUTED)
+            top -= step
 
     def color_bar(self, first: int, last: int, low: float, high: float, cmap: str, caption: str) -> None:
         """A thin horizontal bar below the columns `first`..`last`."""
         left, right = self._column(first), self._column(last) + _TILE_WIDTH
-        bottom = _MARGIN + _BAR_STRIP - 0.10 - _BAR_HEIGHT
+        bottom = _MARGIN + _BAR_STRIP - 0.05 - _BAR_HEIGHT
         axes = self._axes(left, bottom, right - left, _BAR_HEIGHT)
         bar = self.figure.colorbar(_scale(low, high, cmap), cax=axes, orientation="horizontal")
         bar.outline.set_visible(False)
@@ -166,10 +168,10 @@ class _Panel:
 
     def legend_of_holes(self) -> None:
         """A grey swatch below the first column."""
-        bottom = _MARGIN + _BAR_STRIP - 0.10 - _BAR_HEIGHT
-        axes = self._axes(self.left, bottom - 0.02, 0.18, 0.13)
+        bottom = _MARGIN + _BAR_STRIP - 0.05 - _BAR_HEIGHT
+        axes = self._axes(_MARGIN, bottom - 0.02, 0.18, 0.13)
         axes.set_facecolor((INVALID_GREY / 255,) * 3)
-        self._text(self.left + 0.25, bottom + 0.045, "no measurement", size=8.5, color=_MUTED)
+        self._text(_MARGIN + 0.25, bottom + 0.045, "no measurement", size=8.5, color=_MUTED)
 
     def render(self) -> Image.Image:
         buffer = BytesIO()
@@ -177,7 +179,7 @@ class _Panel:
         return Image.open(buffer).convert("RGB")
 
     def _column(self, column: int) -> float:
-        return self.left + column * (_TILE_WIDTH + _GAP)
+        return _MARGIN + column * (_TILE_WIDTH + _GAP)
 
     def _axes(self, left: float, bottom: float, width: float, height: float) -> Any:
         box = (left / self.width, bottom / self.height, width / self.width, height / self.height)

@@ -1,0 +1,48 @@
+"""Convert an original AiT checkpoint to a folder of this family, or back.
+
+python -m transformers_ait.conversion --checkpoint ait.pth --config ait-swinv2-base-depth --output ait-depth
+python -m transformers_ait.conversion --checkpoint ait-depth --reverse --output ait.pth
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .converter import convert
+from .parity import ParityError
+from .reverser import reverse
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command-line options."""
+    parser = argparse.ArgumentParser(prog="python -m transformers_ait.conversion", description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", required=True, help="original file; with --reverse a folder of this family")
+    parser.add_argument(
+        "--config", help="name of a folder of hub_configs, or a JSON file with an original configuration"
+    )
+    parser.add_argument("--vqvae-depth", help="file of the depth VQ-VAE, if the checkpoint holds none")
+    parser.add_argument("--vqvae-mask", help="file of the mask VQ-VAE, if the checkpoint holds none")
+    parser.add_argument("--output", required=True, help="folder to write; with --reverse a .pth or .safetensors file")
+    parser.add_argument("--reverse", action="store_true", help="write an original-layout checkpoint from a folder")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status, 0 only after parity and a reload."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if not options.reverse and options.config is None:
+        parser.error("--config is required: a name of hub_configs or an original JSON configuration")
+    try:
+        if options.reverse:
+            print(f"Written to {reverse(options.checkpoint, options.output)}.")
+        else:
+            print(convert(options.checkpoint, options.config, options.output, options.vqvae_depth, options.vqvae_mask))
+    except (OSError, ValueError, TypeError, ParityError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

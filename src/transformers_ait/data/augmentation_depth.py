@@ -1,0 +1,177 @@
+"""Joint augmentation of an image and its depth map, as `torchvision.transforms.v2` transforms.
+
+Images are `tv_tensors.Image` (3, H, W) float32 in [0, 1]; depth maps are `tv_tensors.Mask` (1, H, W) float32 metres,
+0 = invalid, so that geometry moves both and colour leaves depth alone. All draws come from torch's default generator.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+
+class RandomDepthStrip(v2.Transform):
+    """Overwrite all three channels of the image with the depth map, in a vertical strip (CutDepth, arXiv 2107.07684).
+
+    The left edge is `int(a * W)`, the width `int(max((1 - a) * W * b * 0.75, 1))`, a and b uniform in [0, 1).
+
+    Args:
+        p: probability.
+        max_depth: metres that become the image value 1.
+    """
+
+    def __init__(self, p: float = 0.25, max_depth: float = 10.0) -> None:
+        super().__init__()
+        self.p = p
+        self.max_depth = max_depth
+
+    def forward(self, image: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        """Image (3, H, W) in [0, 1] and depth (1, H, W) in metres to the same."""
+        chance, a, b = torch.rand(3).tolist()
+        if chance >= self.p:
+            return image, depth
+        width = image.shape[-1]
+        left, extent = int(a * width), int(max((1 - a) * width * b * 0.75, 1))
+        strip = slice(left, left + extent)
+        pasted = image.clone()
+        pasted[..., strip] = (depth[..., strip] / self.max_depth).clamp(0, 1)
+        return tv_tensors.wrap(pasted, like=image), depth
+
+
+class RandomBrightnessContrast(v2.Transform):
+    """`a * x + b`, clamped to [0, 1].
+
+    Args:
+        brightness: b is uniform in [-brightness, brightness].
+        contrast: a is uniform in [1 - contrast, 1 + contrast].
+    """
+
+    _transformed_types = (tv_tensors.Image,)
+
+    def __init__(self, brightness: float = 0.2, contrast: float = 0.2) -> None:
+        super().__init__()
+        self.brightness = brightness
+        self.contrast = contrast
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw a and b."""
+        return {"factor": 1 + _symmetric(self.contrast), "offset": _symmetric(self.brightness)}
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        """Image (3, H, W) to the same."""
+        return tv_tensors.wrap((inpt * params["factor"] + params["offset"]).clamp(0, 1), like=inpt)
+
+
+class RandomGamma(v2.Transform):
+    """`x ** g`.
+
+    Args:
+        low: smallest g.
+        high: largest g.
+    """
+
+    _transformed_types = (tv_tensors.Image,)
+
+    def __init__(self, low: float = 0.8, high: float = 1.2) -> None:
+        super().__init__()
+        self.low = low
+        self.high = high
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw g."""
+        return {"gamma": self.low + (self.high - self.low) * torch.rand(()).item()}
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        """Image (3, H, W) to the same."""
+        return v2.functional.adjust_gamma(inpt, params["gamma"])
+
+
+class RandomHueSaturationValue(v2.Transform):
+    """Shift hue, saturation and value by random amounts.
+
+    Args:
+        hue: largest shift in turns of the colour circle.
+        saturation: largest shift of the saturation, which lies in [0, 1].
+        value: largest shift of the value, which lies in [0, 1].
+    """
+
+    _transformed_types = (tv_tensors.Image,)
+
+    def __init__(self, hue: float = 20 / 180, saturation: float = 30 / 255, value: float = 20 / 255) -> None:
+        super().__init__()
+        self.hue = hue
+        self.saturation = saturation
+        self.value = value
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the three shifts."""
+        return {name: _symmetric(getattr(self, name)) for name in ("hue", "saturation", "value")}
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        """Image (3, H, W) to the same."""
+        return tv_tensors.wrap(shift_hsv(inpt.as_subclass(Tensor), **params), like=inpt)
+
+
+def shift_hsv(image: Tensor, hue: float, saturation: float, value: float) -> Tensor:
+    """Shift an image in HSV space; saturation and value are clamped, hue wraps around.
+
+    torchvision adjusts saturation and brightness by factors only.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        hue: turns of the colour circle.
+        saturation: added to the saturation.
+        value: added to the value.
+    """
+    high, low = image.amax(0), image.amin(0)
+    chroma = high - low
+    red, green, blue = image
+    scale = chroma.clamp(min=1e-12)
+    sixth = torch.where(
+        high == red,
+        (green - blue) / scale,
+        torch.where(high == green, (blue - red) / scale + 2, (red - green) / scale + 4),
+    )
+    new_value = (high + value).clamp(0, 1)
+    new_saturation = (chroma / high.clamp(min=1e-12) + saturation).clamp(0, 1)
+    # Distance of each channel from the value, as a share of the chroma: a trapezoid over the hue.
+    corners = image.new_tensor([5.0, 3.0, 1.0]).view(3, 1, 1)
+    position = (corners + sixth + 6 * hue).remainder(6)
+    missing = torch.minimum(position, 4 - position).clamp(0, 1)
+    return new_value * (1 - new_saturation * missing)
+
+
+def depth_training_transform(crop_size: int, strip: float = 0.25, flip: float = 0.5, colour: float = 0.5) -> v2.Compose:
+    """The training augmentation of the original AiT: depth strip, flip, random crop, colours.
+
+    Args:
+        crop_size: side of the square crop in pixels.
+        strip: probability of a depth strip in the image.
+        flip: probability of a horizontal flip.
+        colour: probability of each of brightness-contrast, gamma and hue-saturation-value, with the default ranges of
+            albumentations.
+
+    Returns:
+        A transform of `(tv_tensors.Image, tv_tensors.Mask)`.
+    """
+    colours = (RandomBrightnessContrast(), RandomGamma(), RandomHueSaturationValue())
+    return v2.Compose(
+        [
+            RandomDepthStrip(strip),
+            v2.RandomHorizontalFlip(flip),
+            v2.RandomCrop(crop_size),
+            *(v2.RandomApply([transform], p=colour) for transform in colours),
+        ]
+    )
+
+
+def depth_map_transform(crop_size: int, flip: float = 0.5) -> v2.Compose:
+    """Flip and random crop of a depth map alone, for training a tokenizer."""
+    return v2.Compose([v2.RandomHorizontalFlip(flip), v2.RandomCrop(crop_size)])
+
+
+def _symmetric(limit: float) -> float:
+    """Uniform in [-limit, limit]."""
+    return (2 * torch.rand(()).item() - 1) * limit

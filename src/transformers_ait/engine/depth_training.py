@@ -1,0 +1,160 @@
+"""Training of the task-solver for depth."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from transformers import PreTrainedModel
+
+from accelerate import Accelerator
+
+from ..configuration_ait import AiTConfig
+from ..data.augmentation_depth import depth_training_transform
+from ..image_processing_ait_depth import AiTDepthImageProcessor
+from ..modeling_ait import AiTForDenseAndInstancePrediction
+from ..modeling_ait_vqvae import AiTVQVAEModel
+from ..visualization import DepthPanelRow, depth_panel
+from .depth_data import DepthPairs, evaluate_depth, load_depth_pairs
+from .loop import make_accelerator, train
+from .recipes import DepthModelRecipe, DepthRecipe, RecipeError, build_config
+from .sampling import Sample
+
+
+class DepthTask:
+    """Predict depth from images; evaluation decodes windows and flips of whole images, as at inference.
+
+    Args:
+        model: the task-solver with its trained tokenizer.
+        train_rows: training data.
+        eval_rows: evaluation data.
+        recipe: the run's recipe.
+    """
+
+    def __init__(
+        self,
+        model: AiTForDenseAndInstancePrediction,
+        train_rows: DepthPairs,
+        eval_rows: DepthPairs,
+        recipe: DepthRecipe,
+    ) -> None:
+        self.model: PreTrainedModel = model
+        self.train_rows = train_rows
+        self.eval_rows = eval_rows
+        self.num_rows = len(train_rows)
+        self.num_eval = min(len(eval_rows), recipe.data.eval_limit or len(eval_rows))
+        self.eval_batch = recipe.data.eval_batch
+        self.panels = recipe.run.panels
+        size = model.config.depth_tokenizer_config.image_size
+        self.processor = AiTDepthImageProcessor(size={"height": size, "width": size})
+        chances = recipe.augmentation
+        self.transform = depth_training_transform(size, chances.strip, chances.flip, chances.colour)
+
+    def sample(self, index: int) -> Sample:
+        """Augmented image (3, S, S) in [0, 1] and depth (S, S) metres."""
+        image = tv_tensors.Image(self.train_rows.image(index).float() / 255)
+        image, depth = self.transform(image, tv_tensors.Mask(self.train_rows.depth(index)))
+        return {"pixel_values": image.as_subclass(Tensor), "depth_labels": depth.as_subclass(Tensor)[0]}
+
+    def weight(self, batch: Sample) -> Tensor:
+        """Number of images with any valid depth; each supervises the same number of tokens."""
+        return (batch["depth_labels"] > 0).flatten(1).any(1).sum()
+
+    def loss(self, model: nn.Module, batch: Sample, share: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The model's own loss, normalised by the tokens of the whole batch."""
+        output = model(task="depth", **batch)
+        return share * output.loss, output.loss_dict
+
+    def after_step(self, batch: Sample, step: int, steps: int) -> None:
+        """Nothing is left to do."""
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, float], Image.Image | None]:
+        """Depth metrics of whole images under the test protocol."""
+
+        def predict(indices: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+            images = [self.eval_rows.image(index) for index in indices]
+            targets = [self.eval_rows.depth(index)[0] for index in indices]
+            inputs = self.processor(images, return_tensors="pt").to(accelerator.device)
+            output = model(task="depth", **inputs)
+            sizes = [(target.shape[0], target.shape[1]) for target in targets]
+            results = self.processor.post_process_depth_estimation(output, sizes)
+            return [result["predicted_depth"].cpu() for result in results], targets
+
+        metrics = evaluate_depth(self.num_eval, predict, self.eval_batch, accelerator)
+        shown = list(range(min(self.panels, self.num_eval)))
+        rows = []
+        if shown:
+            predictions, targets = predict(shown)
+            for index, depth, truth in zip(shown, predictions, targets, strict=True):
+                rows.append(DepthPanelRow(self.eval_rows.image(index).permute(1, 2, 0).numpy(), depth, truth))
+        return metrics, depth_panel(rows) if rows and accelerator.is_main_process else None
+
+    def save(self, model: PreTrainedModel, state_dict: Mapping[str, Tensor], folder: Path) -> None:
+        """Model and image processor, as `from_pretrained` and the depth pipeline read them."""
+        model.save_pretrained(folder, state_dict=state_dict)
+        self.processor.save_pretrained(folder)
+
+
+def build_depth_model(recipe: DepthModelRecipe) -> AiTForDenseAndInstancePrediction:
+    """Task-solver of a recipe, with random weights but a trained tokenizer.
+
+    Raises:
+        FileNotFoundError: the tokenizer's folder holds no model.
+        RecipeError: the configuration is not valid, or names no tokenizer.
+    """
+    values = dict(recipe.config)
+    if recipe.depth_tokenizer is None:
+        if (values.get("depth_tokenizer_config") or {}).get("model_type") != "ait_bin_tokenizer":
+            raise RecipeError(
+                "model.depth_tokenizer is missing: give the folder of a trained VQ-VAE (the `model` folder of a "
+                "run_vqvae.py run), or set model.config.depth_tokenizer_config.model_type to ait_bin_tokenizer."
+            )
+        return AiTForDenseAndInstancePrediction(build_config(AiTConfig, values, "the recipe"))
+    tokenizer = _load_tokenizer(recipe.depth_tokenizer)
+    config = build_config(AiTConfig, _with_tokenizer(values, tokenizer), "the recipe")
+    model = AiTForDenseAndInstancePrediction(config)
+    model.depth_tokenizer.load_state_dict(tokenizer.state_dict())
+    return model
+
+
+def train_depth(recipe: DepthRecipe) -> Path:
+    """Train a task-solver for depth; returns the folder of the trained model.
+
+    Raises:
+        FileNotFoundError: the tokenizer's folder holds no model.
+        RecipeError: the recipe does not fit the model, the data or the processes.
+        FileExistsError: the run's folder is in use.
+    """
+    accelerator = make_accelerator(recipe.run)
+    set_seed(recipe.run.seed)
+    model = build_depth_model(recipe.model)
+    with accelerator.main_process_first():
+        train_rows, eval_rows = load_depth_pairs(recipe.data)
+    return train(DepthTask(model, train_rows, eval_rows, recipe), recipe, accelerator)
+
+
+def _load_tokenizer(path: str) -> AiTVQVAEModel:
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        inner = folder / "model"
+        hint = f" Did you mean {inner}?" if (inner / "config.json").is_file() else ""
+        raise FileNotFoundError(
+            f"model.depth_tokenizer {folder} holds no trained VQ-VAE (config.json is missing).{hint}"
+        )
+    return AiTVQVAEModel.from_pretrained(folder)
+
+
+def _with_tokenizer(values: dict[str, Any], tokenizer: AiTVQVAEModel) -> dict[str, Any]:
+    """Configuration values that agree with the tokenizer."""
+    given = values.get("depth_tokenizer_config") or {}
+    if set(given) - {"tau"}:
+        raise RecipeError(
+            "model.config.depth_tokenizer_config may only hold tau, since model.depth_tokenizer names a trained tokenizer; "
+            f"got {sorted(given)}."
+        )
+    stored = {**tokenizer.config.to_dict(), **given}
+    derived = {"image_size": tokenizer.config.image_size, "num_depth_codes": tokenizer.config.num_codes}
+    return {**derived, **values, "depth_tokenizer_config": type(tokenizer.config).from_dict(stored)}

@@ -1,0 +1,379 @@
+"""The training loop on Accelerate, for any task that can make samples, a loss and an evaluation."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+from accelerate.utils import GradientAccumulationPlugin, send_to_device, set_seed
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from accelerate import Accelerator, PartialState
+
+from .. import optimization
+from ..distributed_ait import mean_over_processes
+from .checkpoints import (
+    checkpoint_step,
+    latest_checkpoint_for_all,
+    load_checkpoint,
+    replace_folder,
+    replace_text,
+    save_checkpoint,
+)
+from .recipes import RecipeError, RunRecipe, ScheduleRecipe, recipe_dict
+from .reporting import RunLog
+from .sampling import MicroBatchSampler, Sample, SeededSamples
+
+RECIPE_FILE = "recipe.yaml"
+# Keys that a resumed run may change, because they do not change what is learned.
+_FREE_RUN_KEYS = {
+    "output",
+    "resume",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "panels",
+}
+_FREE_DATA_KEYS = {"in_memory", "num_workers"}
+
+
+class TrainingTask(Protocol):
+    """What the loop needs to know of a model and its data.
+
+    Attributes:
+        model: the model to train.
+        num_rows: rows of training data.
+    """
+
+    model: PreTrainedModel
+    num_rows: int
+
+    def sample(self, index: int) -> Sample:
+        """One augmented training sample; randomness comes from torch's default generator."""
+        ...
+
+    def weight(self, batch: Sample) -> Tensor:
+        """Scalar by which a micro-batch's loss is normalised, such as its number of valid pixels."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Sample, share: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and named scalars to log.
+
+        The loss is normalised by `weight` averaged over processes, times `share`: the weight of this micro-batch over
+        the mean weight of the micro-batches that are accumulated together.
+        """
+        ...
+
+    def after_step(self, batch: Sample, step: int, steps: int) -> None:
+        """Called after optimiser step `step` (counted from 1) of `steps`, with its last micro-batch."""
+        ...
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, float], Image.Image | None]:
+        """Metrics on the evaluation data, the same in every process, and a picture in the main process."""
+        ...
+
+    def save(self, model: PreTrainedModel, state_dict: Mapping[str, Tensor], folder: Path) -> None:
+        """Write the trained model, and whatever is needed to use it, as `from_pretrained` reads it."""
+        ...
+
+
+class Progress:
+    """How far a run is; part of every checkpoint.
+
+    Attributes:
+        step: optimiser steps done.
+        sums: sums of logged values since the last log line, by name.
+        count: updates in `sums`.
+        metrics: of the last evaluation.
+    """
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.metrics: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Count one update."""
+        self.step += 1
+        self.count += 1
+        self.sums = {name: self.sums.get(name, 0) + value.float() for name, value in values.items()}
+
+    def synchronize(self) -> None:
+        """Average the sums over processes, so that every process holds what the main process saves."""
+        self.sums = {name: mean_over_processes(value) for name, value in self.sums.items()}
+
+    def take_means(self) -> dict[str, float]:
+        """Means since the last call."""
+        self.synchronize()
+        means = {name: (value / self.count).item() for name, value in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Accelerate's checkpoints."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """For Accelerate's checkpoints."""
+        vars(self).update(state)
+
+
+def make_accelerator(run: RunRecipe) -> Accelerator:
+    """Accelerator that accumulates as many micro-batches as the recipe's batch size asks for.
+
+    Raises:
+        RecipeError: the batch size cannot be shared out equally.
+    """
+    # Without this, processes that torchrun starts on CPUs do not find each other.
+    cpu = not torch.accelerator.is_available()
+    processes = PartialState(cpu=cpu).num_processes
+    micro_batch = run.micro_batch or max(run.batch_size // processes, 1)
+    if run.batch_size % (micro_batch * processes):
+        raise RecipeError(
+            f"run.batch_size must be a multiple of run.micro_batch x processes ({micro_batch} x {processes}), got "
+            f"{run.batch_size}."
+        )
+    accumulation = run.batch_size // (micro_batch * processes)
+    plugin = GradientAccumulationPlugin(num_steps=accumulation, sync_with_dataloader=False)
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=run.mixed_precision,
+        gradient_accumulation_plugin=plugin,
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def number_of_steps(run: RunRecipe, num_rows: int) -> int:
+    """Optimiser steps of a run, from its steps or epochs."""
+    return run.steps if run.steps is not None else math.ceil((run.epochs or 0) * num_rows / run.batch_size)
+
+
+def make_schedule(recipe: ScheduleRecipe, steps: int) -> optimization.Schedule:
+    """Schedule of a recipe for a run of `steps`."""
+    schedule = {
+        "constant": optimization.constant,
+        "step": lambda: optimization.step_decay(recipe.milestones, recipe.factor),
+        "linear": lambda: optimization.linear_decay(steps, recipe.final),
+        "cosine": lambda: optimization.cosine_decay(steps, recipe.final),
+        "exponential": lambda: optimization.exponential_decay(recipe.every, recipe.factor),
+    }[recipe.name]()
+    return optimization.with_warmup(schedule, recipe.warmup_steps, recipe.warmup_start)
+
+
+def check_run_folder(recipe: Any, accelerator: Accelerator) -> Path | None:
+    """Checkpoint to go on from, None to start; nothing is written.
+
+    Raises:
+        FileExistsError: the folder is in use, and the recipe does not resume.
+        RecipeError: the recipe resumes a run of another recipe.
+    """
+    folder = Path(recipe.run.output)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"run.output {folder} is a file; name a folder.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    if not recipe.run.resume:
+        raise FileExistsError(
+            f"run.output {folder} is not empty; add --run.resume true to go on with that run, or name another folder."
+        )
+    stored = folder / RECIPE_FILE
+    if not stored.exists():
+        raise FileExistsError(
+            f"run.output {folder} is not empty and holds no run ({RECIPE_FILE}); name another folder."
+        )
+    before, now = (_flatten(x) for x in (yaml.safe_load(stored.read_text()), recipe_dict(recipe)))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not _is_free(key))
+    if changed:
+        raise RecipeError(
+            f"{stored} was started with other values of {', '.join(changed)}; give the same, or start another run."
+        )
+    return latest_checkpoint_for_all(folder / "checkpoints", accelerator)
+
+
+def train(task: TrainingTask, recipe: Any, accelerator: Accelerator) -> Path:
+    """Train, evaluate and save, from the start or from the latest checkpoint.
+
+    The run's folder gets `recipe.yaml`, `log.jsonl`, `tensorboard/`, `checkpoints/`, `panels/`, and at the end `model/`
+    and `metrics.json`.
+
+    Args:
+        task: model and data.
+        recipe: a recipe with the sections `data`, `optim` and `run`.
+        accelerator: from `make_accelerator`.
+
+    Returns:
+        The folder of the trained model.
+
+    Raises:
+        FileExistsError: as `check_run_folder`.
+        RecipeError: as `check_run_folder`.
+        FloatingPointError: the loss is not finite.
+    """
+    checkpoint = check_run_folder(recipe, accelerator)
+    trainer = _Trainer(task, recipe, accelerator)
+    accelerator.wait_for_everyone()
+    trainer.start(checkpoint)
+    trainer.run()
+    return trainer.finish()
+
+
+class _Trainer:
+    """State of one run."""
+
+    def __init__(self, task: TrainingTask, recipe: Any, accelerator: Accelerator) -> None:
+        self.task = task
+        self.recipe = recipe
+        self.accelerator = accelerator
+        self.folder = Path(recipe.run.output)
+        self.steps = number_of_steps(recipe.run, task.num_rows)
+        self.progress = Progress()
+        self.log: RunLog | None = None
+        optim = recipe.optim
+        groups = optimization.parameter_groups(task.model, optim.lr, optim.weight_decay, optim.layer_decay)
+        optimizer = torch.optim.AdamW(groups, betas=tuple(optim.betas))
+        scheduler = optimization.make_scheduler(optimizer, make_schedule(optim.schedule, self.steps))
+        self.model, self.optimizer, self.scheduler = accelerator.prepare(task.model, optimizer, scheduler)
+        accelerator.register_for_checkpointing(self.progress)
+
+    def start(self, checkpoint: Path | None) -> None:
+        """Load the checkpoint or begin, and set up the folder."""
+        if checkpoint is None:
+            set_seed(self.recipe.run.seed, device_specific=True)
+        else:
+            load_checkpoint(self.accelerator, checkpoint)
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_text(self.folder / RECIPE_FILE, yaml.safe_dump(recipe_dict(self.recipe), sort_keys=False))
+            self.log = RunLog(self.folder, checkpoint_step(checkpoint) if checkpoint else 0)
+
+    def run(self) -> None:
+        """All steps that are left."""
+        run = self.recipe.run
+        batches = self._batches()
+        self.model.train()
+        bar = tqdm(total=self.steps, initial=self.progress.step, disable=self.log is None, unit="step", smoothing=0.05)
+        for step in range(self.progress.step + 1, self.steps + 1):
+            group = [next(batches) for _ in range(self.accelerator.gradient_accumulation_steps)]
+            self.progress.add(self._update(group))
+            self.task.after_step(group[-1], step, self.steps)
+            bar.update()
+            if step % run.log_every == 0 or step == self.steps:
+                bar.set_postfix(self._log_training())
+            if step % run.eval_every == 0 or step == self.steps:
+                self._evaluate()
+            if step % run.checkpoint_every == 0 or step == self.steps:
+                self.progress.synchronize()
+                save_checkpoint(self.accelerator, self.folder / "checkpoints", step, run.keep_checkpoints)
+        bar.close()
+
+    def finish(self) -> Path:
+        """Write the trained model and its metrics."""
+        final = self.folder / "model"
+        temporary = self.folder / ".model.tmp"
+        state_dict = self.accelerator.get_state_dict(self.model)
+        if self.accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            self.task.save(self.accelerator.unwrap_model(self.model), state_dict, temporary)
+            replace_folder(temporary, final)
+            metrics = {"step": self.progress.step, **self.progress.metrics}
+            replace_text(self.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        if self.log is not None:
+            self.log.close()
+        self.accelerator.wait_for_everyone()
+        return final
+
+    def _batches(self) -> Iterator[Sample]:
+        run, accelerator = self.recipe.run, self.accelerator
+        micro_batch = run.batch_size // (accelerator.num_processes * accelerator.gradient_accumulation_steps)
+        sampler = MicroBatchSampler(
+            self.task.num_rows,
+            run.seed,
+            range(self.progress.step, self.steps),
+            run.batch_size,
+            micro_batch,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        return iter(
+            DataLoader(
+                SeededSamples(self.task.sample, run.seed),
+                batch_sampler=sampler,
+                num_workers=self.recipe.data.num_workers,
+                pin_memory=accelerator.device.type == "cuda",
+                # Otherwise the loader draws its base seed from the generator that dropout uses.
+                generator=torch.Generator(),
+            )
+        )
+
+    def _update(self, batches: list[Sample]) -> dict[str, Tensor]:
+        """One optimiser step over micro-batches; means over them to log."""
+        accelerator, clip = self.accelerator, self.recipe.optim.clip
+        batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in batches]
+        logged: dict[str, Tensor] = {}
+        for batch, share in zip(batches, self._shares(batches), strict=True):
+            with accelerator.accumulate(self.model):
+                loss, parts = self.task.loss(self.model, batch, share)
+                accelerator.backward(loss)
+                for name, value in {"loss": loss.detach(), **parts}.items():
+                    logged[name] = logged.get(name, 0) + value / len(batches)
+                if accelerator.sync_gradients and clip is not None:
+                    logged["grad_norm"] = accelerator.clip_grad_norm_(self.model.parameters(), clip)
+                self.optimizer.step()
+                if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+                    self.scheduler.step()
+                self.optimizer.zero_grad()
+        return logged
+
+    def _shares(self, batches: list[Sample]) -> Tensor:
+        """Weight of each micro-batch over the mean of those accumulated together, (N,)."""
+        if len(batches) == 1:
+            return torch.ones(1, device=self.accelerator.device)
+        weights = torch.stack([mean_over_processes(self.task.weight(batch).float()) for batch in batches])
+        return weights / weights.mean().clamp(min=1e-12)
+
+    def _log_training(self) -> dict[str, str]:
+        """Write the means since the last line; what to show in the progress bar."""
+        means = self.progress.take_means()
+        if not math.isfinite(means["loss"]):
+            raise FloatingPointError(
+                f"The loss is {means['loss']} at step {self.progress.step}. Lower optim.lr, set optim.clip, or use "
+                "bf16 instead of fp16; then resume from the latest checkpoint."
+            )
+        means["lr"] = max(self.scheduler.get_last_lr())
+        if self.log is not None:
+            self.log.write(self.progress.step, "train", means)
+        return {name: f"{means[name]:.4g}" for name in ("loss", "lr")}
+
+    def _evaluate(self) -> None:
+        self.model.eval()
+        with torch.no_grad():
+            metrics, picture = self.task.evaluate(self.model, self.accelerator)
+        self.model.train()
+        self.progress.metrics = metrics
+        if self.log is not None:
+            self.log.write(self.progress.step, "eval", metrics)
+            if picture is not None:
+                self.log.picture(self.progress.step, picture)
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested dictionaries."""
+    if not isinstance(values, Mapping) or not values:
+        return {prefix: values}
+    parts = (_flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items())
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _is_free(key: str) -> bool:
+    section, _, name = key.partition(".")
+    return (section == "run" and name in _FREE_RUN_KEYS) or (section == "data" and name in _FREE_DATA_KEYS)

@@ -1,0 +1,436 @@
+"""Recipes: typed settings of a training run, read from YAML and the command line.
+
+    training/run_depth.py training/recipes/tiny-rooms-depth.yaml --optim.lr 5e-4 --model.config.parallel true
+
+Unknown keys and wrong types are errors that name the key and the file; they are found before anything is written.
+"""
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from transformers import PreTrainedConfig
+from transformers.utils.logging import disable_progress_bar
+
+Recipe = TypeVar("Recipe")
+Config = TypeVar("Config", bound=PreTrainedConfig)
+
+
+class RecipeError(ValueError):
+    """A recipe names something that does not exist, or gives a value that is not allowed."""
+
+
+@strict
+@dataclass
+class DataRecipe:
+    """Which data, and how it is read.
+
+    Args:
+        dataset: name for `datasets.load_dataset`; a builder of this package or any other with the columns `image` and
+            `depth` (16-bit millimetres, 0 = invalid).
+        options: further arguments of `load_dataset`.
+        train_split: split to train on.
+        eval_split: split to evaluate on.
+        eval_limit: evaluate on the first so many rows; None is all.
+        eval_batch: rows per forward pass and process in evaluation.
+        in_memory: keep decoded rows in memory; they are decoded once.
+        num_workers: data-loading processes per training process.
+    """
+
+    dataset: str
+    options: dict[str, Any] = field(default_factory=dict)
+    train_split: str = "train"
+    eval_split: str = "validation"
+    eval_limit: int | None = None
+    eval_batch: int = 8
+    in_memory: bool = False
+    num_workers: int = 0
+
+    def validate_counts(self) -> None:
+        """Batches and limits hold at least one row."""
+        for name in ("eval_limit", "eval_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+
+@strict
+@dataclass
+class ScheduleRecipe:
+    """How the rate changes; every factor applies to each group's own rate.
+
+    Args:
+        name: "constant"; "step" (times `factor` at `milestones`); "linear" or "cosine" (to the share `final`);
+            "exponential" (times `factor` every `every` steps).
+        warmup_steps: steps over which a further factor grows linearly from `warmup_start` to 1.
+        warmup_start: that factor at the first step.
+        final: what remains at the end of "linear" and "cosine".
+        milestones: steps of "step".
+        factor: of "step" and "exponential".
+        every: steps between two drops of "exponential".
+    """
+
+    name: Literal["constant", "step", "linear", "cosine", "exponential"] = "cosine"
+    warmup_steps: int = 0
+    warmup_start: float | int = 0.1
+    final: float | int = 0.0
+    milestones: list[int] = field(default_factory=list)
+    factor: float | int = 0.1
+    every: int = 500
+
+
+@strict
+@dataclass
+class OptimRecipe:
+    """AdamW; without weight decay it is Adam.
+
+    Args:
+        lr: rate of the last layer.
+        weight_decay: decay of what is decayed.
+        layer_decay: factor on the rate per backbone layer, towards the input.
+        betas: of AdamW.
+        clip: largest gradient norm; None does not clip.
+        schedule: how the rate changes.
+    """
+
+    lr: float | int
+    weight_decay: float | int = 0.0
+    layer_decay: float | int = 1.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    clip: float | int | None = None
+    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
+
+
+@strict
+@dataclass
+class RunRecipe:
+    """How long, how large, how often, and where to.
+
+    Args:
+        output: folder of the run; must be new or empty, unless resumed.
+        steps: optimiser steps. Exactly one of `steps` and `epochs` is given.
+        epochs: passes over the training data.
+        batch_size: samples per optimiser step, over all processes.
+        micro_batch: samples per forward pass and process; None is an equal share of `batch_size`. Gradients are
+            accumulated over what is left.
+        seed: of weights, data order, augmentation and dropout.
+        mixed_precision: None is what `accelerate launch` was told.
+        log_every: steps between log lines.
+        eval_every: steps between evaluations; there is always one at the end.
+        checkpoint_every: steps between checkpoints; there is always one at the end.
+        keep_checkpoints: how many of the latest checkpoints stay.
+        panels: evaluation pictures per evaluation.
+        resume: continue the run in `output` from its latest complete checkpoint.
+    """
+
+    output: str
+    batch_size: int
+    steps: int | None = None
+    epochs: int | float | None = None
+    micro_batch: int | None = None
+    seed: int = 0
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    log_every: int = 50
+    eval_every: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    panels: int = 4
+    resume: bool = False
+
+    def validate_length(self) -> None:
+        """A run has one length."""
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"give either steps or epochs, got steps={self.steps} and epochs={self.epochs}")
+
+    def validate_counts(self) -> None:
+        """Counts of things that must happen are at least 1."""
+        for name in ("steps", "epochs", "batch_size", "micro_batch", "log_every", "eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if self.keep_checkpoints < 1:
+            raise ValueError(f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
+
+
+@strict
+@dataclass
+class VQVAEModelRecipe:
+    """What to train.
+
+    Args:
+        config: fields of `AiTVQVAEConfig`.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@strict
+@dataclass
+class PatchMaskRecipe:
+    """Mask augmentation of the VQ-VAE's input (AiT, arXiv 2301.02229).
+
+    Args:
+        ratio: share of patches set to 0, rounded up; 0 turns it off.
+        patch_size: side of a patch in pixels.
+    """
+
+    ratio: float | int = 0.5
+    patch_size: int = 16
+
+
+@strict
+@dataclass
+class RestartRecipe:
+    """Restart of dead codes while the VQ-VAE is young; not in the original, but short trainings need it.
+
+    Args:
+        every: steps between restarts; 0 turns them off.
+        until: share of the run after which the codebook is left alone.
+        min_cluster_size: codes with a smaller moving-average cluster are restarted.
+    """
+
+    every: int = 0
+    until: float | int = 0.7
+    min_cluster_size: float | int = 0.2
+
+
+@strict
+@dataclass
+class VQVAERecipe:
+    """Recipe of `training/run_vqvae.py`: a tokenizer of depth maps."""
+
+    data: DataRecipe
+    optim: OptimRecipe
+    run: RunRecipe
+    model: VQVAEModelRecipe = field(default_factory=VQVAEModelRecipe)
+    patch_mask: PatchMaskRecipe = field(default_factory=PatchMaskRecipe)
+    restart: RestartRecipe = field(default_factory=RestartRecipe)
+
+
+@strict
+@dataclass
+class DepthModelRecipe:
+    """What to train.
+
+    Args:
+        config: fields of `AiTConfig`. With `depth_tokenizer`, `depth_tokenizer_config` may hold `tau` alone.
+        depth_tokenizer: folder of a trained VQ-VAE; None uses `config.depth_tokenizer_config`, which must then be an
+            "ait_bin_tokenizer", since an untrained VQ-VAE is no tokenizer.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    depth_tokenizer: str | None = None
+
+
+@strict
+@dataclass
+class AugmentationRecipe:
+    """Probabilities of the training augmentation of image and depth.
+
+    Args:
+        strip: a vertical strip of the depth map overwrites the image.
+        flip: horizontal flip.
+        colour: each of brightness-contrast, gamma and hue-saturation-value.
+    """
+
+    strip: float | int = 0.25
+    flip: float | int = 0.5
+    colour: float | int = 0.5
+
+
+@strict
+@dataclass
+class DepthRecipe:
+    """Recipe of `training/run_depth.py`: a task-solver for depth."""
+
+    data: DataRecipe
+    optim: OptimRecipe
+    run: RunRecipe
+    model: DepthModelRecipe = field(default_factory=DepthModelRecipe)
+    augmentation: AugmentationRecipe = field(default_factory=AugmentationRecipe)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+)
+
+
+def load_recipe(recipe_class: type[Recipe], arguments: Sequence[str]) -> Recipe:
+    """Recipe of a command line: a YAML file, then overrides `--dotted.key value` or `--dotted.key=value`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RecipeError: a key does not exist, a value has the wrong type or is not allowed, or the syntax is wrong.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        raise RecipeError("The first argument must be a recipe, a YAML file such as those in training/recipes.")
+    path = Path(arguments[0])
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no recipe {path}; recipes are in training/recipes.")
+    values = _parse_yaml(path.read_text(), str(path))
+    if not isinstance(values, dict):
+        raise RecipeError(
+            f"{path} must hold a mapping of sections (data, optim, run ...), got {type(values).__name__}."
+        )
+    _check_keys(recipe_class, values, str(path))
+    overrides = _parse_overrides(arguments[1:])
+    for key, value in overrides:
+        override: Any = value
+        for part in reversed(key.split(".")):
+            override = {part: override}
+        _check_keys(recipe_class, override, "the command line")
+        values = _merge(values, override)
+    return build_recipe(recipe_class, values, f"{path} with the command line's overrides" if overrides else str(path))
+
+
+def build_recipe(recipe_class: type[Recipe], values: Mapping[str, Any], source: str, path: str = "") -> Recipe:
+    """Recipe of nested dictionaries.
+
+    Args:
+        recipe_class: a dataclass of this module.
+        values: its fields; sections are dictionaries.
+        source: what to call the origin of the values in errors.
+        path: dotted key of `values` in the whole recipe.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    if not path:
+        _check_keys(recipe_class, values, source)
+    arguments: dict[str, Any] = {}
+    for entry in dataclasses.fields(recipe_class):  # type: ignore[arg-type]
+        key = f"{path}.{entry.name}" if path else entry.name
+        if entry.name in values:
+            value = values[entry.name]
+            nested = dataclasses.is_dataclass(entry.type)
+            arguments[entry.name] = build_recipe(entry.type, value, source, key) if nested else value  # type: ignore
+        elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
+            raise RecipeError(f"{key} is missing in {source}; set it there or give --{key} on the command line.")
+    return _instantiate(recipe_class, arguments, source, path)
+
+
+def recipe_dict(recipe: Any) -> dict[str, Any]:
+    """Nested dictionaries of a recipe, which `build_recipe` takes back."""
+    return dataclasses.asdict(recipe)
+
+
+def build_config(config_class: type[Config], values: Mapping[str, Any], source: str) -> Config:
+    """Model configuration of a recipe's dictionary; unlike `config_class(**values)`, unknown keys are errors.
+
+    Raises:
+        RecipeError: a key does not exist, or a value has the wrong type or is not allowed.
+    """
+    config = _instantiate(config_class, dict(values), source, "model.config")
+    _check_config_keys(config, values, source, "model.config")
+    return config
+
+
+def describe_recipe(recipe_class: type, prefix: str = "") -> str:
+    """One line per key with its type and default, for --help."""
+    lines = []
+    for entry in dataclasses.fields(recipe_class):
+        if dataclasses.is_dataclass(entry.type):
+            lines.append(describe_recipe(entry.type, f"{prefix}{entry.name}."))  # type: ignore[arg-type]
+            continue
+        kind = entry.type.__name__ if isinstance(entry.type, type) else str(entry.type).replace("typing.", "")
+        default = "" if entry.default is dataclasses.MISSING else f" = {entry.default!r}"
+        lines.append(f"  --{prefix}{entry.name}: {kind}{default}")
+    return "\n".join(lines)
+
+
+def run_from_command_line(recipe_class: type[Recipe], run: Callable[[Recipe], Any], description: str | None) -> None:
+    """Body of a training script: read the recipe, run it; help on request, one line for what the user can correct."""
+    arguments = sys.argv[1:]
+    if "--help" in arguments or "-h" in arguments:
+        print(f"{description}\nKeys:\n{describe_recipe(recipe_class)}")  # type: ignore[arg-type]
+        return
+    disable_progress_bar()
+    try:
+        run(load_recipe(recipe_class, arguments))
+    except (RecipeError, FileNotFoundError, FileExistsError) as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source} is not valid YAML: {error}") from error
+
+
+def _parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
+    overrides, rest = [], list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise RecipeError(f"{flag!r} is not an override; write --section.key value.")
+        key, equals, text = flag[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise RecipeError(f"--{key} needs a value; write --{key} value.")
+            text = rest.pop(0)
+        overrides.append((key, _parse_yaml(text, f"The value of --{key}")))
+    return overrides
+
+
+def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the entries of `override`; dictionaries merge, everything else is replaced."""
+    merged = dict(base)
+    for key, value in override.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _check_keys(recipe_class: type, values: Any, source: str, path: str = "") -> None:
+    """Raise at the first key that the recipe, or a section of it, does not have."""
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{path} in {source} must be a section of keys, got {values!r}.")
+    entries = {entry.name: entry.type for entry in dataclasses.fields(recipe_class)}
+    for name, value in values.items():
+        if name not in entries:
+            raise _unknown_key(str(name), path, list(entries), source)
+        if dataclasses.is_dataclass(entries[name]):
+            _check_keys(entries[name], value, source, f"{path}.{name}" if path else str(name))  # type: ignore[arg-type]
+
+
+def _check_config_keys(config: PreTrainedConfig, values: Mapping[str, Any], source: str, path: str) -> None:
+    known = [entry.name for entry in dataclasses.fields(config)]  # type: ignore[arg-type]
+    for name, value in values.items():
+        if name not in known and name != "model_type":
+            raise _unknown_key(name, path, known, source)
+        sub_config = getattr(config, name)
+        if isinstance(value, Mapping) and isinstance(sub_config, PreTrainedConfig):
+            _check_config_keys(sub_config, value, source, f"{path}.{name}")
+
+
+def _unknown_key(name: str, path: str, known: list[str], source: str) -> RecipeError:
+    prefix = f"{path}." if path else ""
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"Did you mean {' or '.join(prefix + key for key in close)}?" if close else f"Keys: {', '.join(known)}."
+    return RecipeError(f"{prefix}{name} in {source} does not exist. {hint}")
+
+
+def _instantiate(target: type[Any], arguments: dict[str, Any], source: str, path: str) -> Any:
+    """`target(**arguments)` with errors that say which key of which file is at fault."""
+    try:
+        return target(**arguments)
+    except StrictDataclassFieldValidationError as error:
+        name = re.search(r"field '(\w+)'", str(error))
+        key = ".".join(part for part in (path, name[1] if name else "") if part)
+        raise RecipeError(f"{key} in {source} has a value that is not allowed: {error.__cause__}") from error
+    except (StrictDataclassClassValidationError, ValueError) as error:
+        raise RecipeError(f"{path or 'The recipe'} in {source} is not valid: {error.__cause__ or error}") from error

@@ -1,0 +1,380 @@
+"""Checkpoints and the loop around them, on datasets in memory: exact resume, damage, rotation, accumulation."""
+
+import copy
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import set_seed
+from PIL import Image
+from safetensors.torch import load_file
+
+from transformers_ait import AiTForDenseAndInstancePrediction, AiTVQVAEConfig, AiTVQVAEModel
+from transformers_ait.engine.checkpoints import (
+    MANIFEST,
+    checkpoint_step,
+    latest_checkpoint,
+    replace_folder,
+    save_checkpoint,
+)
+from transformers_ait.engine.depth_data import DepthPairs
+from transformers_ait.engine.depth_training import DepthTask, build_depth_model
+from transformers_ait.engine.loop import check_run_folder, make_accelerator, number_of_steps, train
+from transformers_ait.engine.recipes import DepthRecipe, RecipeError, VQVAERecipe, build_recipe
+from transformers_ait.engine.reporting import LOG_FILE, RunLog, read_log
+from transformers_ait.engine.vqvae_training import VQVAEDepthTask
+
+SIZE = 32
+DEPTH_MODEL = {
+    "image_size": SIZE,
+    "num_bins": 4,
+    "num_mask_codes": 2,
+    "num_depth_codes": 8,
+    "backbone_config": {
+        "model_type": "ait_swinv2",
+        "embed_dim": 8,
+        "depths": [1, 2],
+        "num_heads": [1, 2],
+        "window_sizes": [4, 4],
+        "pretrained_window_sizes": [4, 4],
+        "shift_windows": [True, True],
+        "drop_path_rate": 0.2,
+    },
+    "decoder_config": {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "num_encoder_layers": 1,
+        "num_decoder_layers": 1,
+        "max_positions": 16,
+        "dropout": 0.2,
+    },
+    "depth_tokenizer_config": {
+        "model_type": "ait_bin_tokenizer",
+        "image_size": SIZE,
+        "downsample_ratio": 8,
+        "num_codes": 8,
+    },
+}
+VQVAE_MODEL = {"image_size": SIZE, "hidden_size": 4, "downsample_ratio": 8, "num_codes": 16, "code_dim": 8}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def rows(count, seed):
+    """Images of random gradients with depth to match, holes included."""
+    rng = np.random.default_rng(seed)
+    images, depths = [], []
+    for _ in range(count):
+        ramp = np.linspace(0, 1, SIZE + 8)[None] * rng.uniform(0.5, 4) + rng.uniform(0.5, 3, (SIZE, 1))
+        holes = rng.random(ramp.shape) < rng.uniform(0, 0.6)
+        depths.append(Image.fromarray((np.where(holes, 0, ramp) * 1000).astype(np.uint16)))
+        images.append(Image.fromarray((np.stack([ramp * 30] * 3, -1) % 256).astype(np.uint8)))
+    features = datasets.Features({"image": datasets.Image(), "depth": datasets.Image()})
+    return DepthPairs(datasets.Dataset.from_dict({"image": images, "depth": depths}, features), in_memory=True)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return rows(10, 0), rows(3, 1)
+
+
+def depth_recipe(output, **changes):
+    run = {"output": str(output), "steps": 6, "batch_size": 4, "micro_batch": 2, "log_every": 2, "eval_every": 3}
+    values = {
+        "data": {"dataset": "none"},
+        "optim": {"lr": 1e-3, "clip": 1.0, "layer_decay": 0.9, "weight_decay": 0.05},
+        "run": {**run, "checkpoint_every": 3, "panels": 1, **changes},
+        "model": {"config": DEPTH_MODEL},
+    }
+    return build_recipe(DepthRecipe, values, "test")
+
+
+def vqvae_recipe(output, **changes):
+    run = {"output": str(output), "steps": 6, "batch_size": 4, "log_every": 2, "eval_every": 3, "checkpoint_every": 3}
+    values = {
+        "data": {"dataset": "none"},
+        "optim": {"lr": 1e-3, "schedule": {"name": "exponential", "every": 2}},
+        "run": {**run, "panels": 1, **changes},
+        "model": {"config": VQVAE_MODEL},
+        "patch_mask": {"patch_size": 8},
+    }
+    return build_recipe(VQVAERecipe, values, "test")
+
+
+def make_task(recipe, data):
+    set_seed(recipe.run.seed)
+    if isinstance(recipe, DepthRecipe):
+        return DepthTask(build_depth_model(recipe.model), *data, recipe)
+    return VQVAEDepthTask(AiTVQVAEModel(AiTVQVAEConfig(**recipe.model.config)), *data, recipe)
+
+
+def run(recipe, data, stop_at=None):
+    """Train; with `stop_at`, break down in that forward pass."""
+    accelerator = make_accelerator(recipe.run)
+    task = make_task(recipe, data)
+    if stop_at is not None:
+        original, calls = task.loss, []
+
+        def breaking(*arguments):
+            calls.append(1)
+            if len(calls) == stop_at:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        task.loss = breaking
+    return train(task, recipe, accelerator)
+
+
+def final_state(folder):
+    checkpoint = folder / "checkpoints" / "step-00000006"
+    state = load_file(checkpoint / "model.safetensors")
+    for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"):
+        state[name] = torch.load(checkpoint / name, weights_only=False)
+    state["log"] = (folder / LOG_FILE).read_text()
+    state["metrics"] = (folder / "metrics.json").read_text()
+    state["model"] = load_file(folder / "model" / "model.safetensors")
+    return state
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor | np.ndarray):
+        return type(a) is type(b) and a.shape == b.shape and bool((a == b).all())
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+# --- resume ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("make", "calls_per_step"), [(depth_recipe, 2), (vqvae_recipe, 1)])
+def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path, data, make, calls_per_step):
+    run(make(tmp_path / "whole"), data)
+    # Breaks down in step 5, after a log line of step 4 that the checkpoint of step 3 knows nothing of.
+    with pytest.raises(KeyboardInterrupt):
+        run(make(tmp_path / "broken"), data, stop_at=4 * calls_per_step + 1)
+    assert [line["step"] for line in read_log(tmp_path / "broken" / LOG_FILE)] == [2, 3, 4]
+    assert not (tmp_path / "broken" / "model").exists()
+    run(make(tmp_path / "broken", resume=True), data)
+    whole, resumed = final_state(tmp_path / "whole"), final_state(tmp_path / "broken")
+    different = [name for name in whole if not equal(whole[name], resumed[name])]
+    assert different == []
+
+
+@pytest.mark.parametrize("forgotten", ["random state", "optimiser", "sums", "order"])
+def test_comparison_sees_what_a_checkpoint_forgets(tmp_path, data, monkeypatch, forgotten):
+    run(depth_recipe(tmp_path / "whole"), data)
+    with pytest.raises(KeyboardInterrupt):
+        run(depth_recipe(tmp_path / "broken"), data, stop_at=9)
+    if forgotten == "random state":
+        monkeypatch.setattr(torch, "set_rng_state", lambda state: None)
+    elif forgotten == "optimiser":
+        monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda self, state: None)
+    elif forgotten == "sums":
+        monkeypatch.setattr(
+            "transformers_ait.engine.loop.Progress.load_state_dict", lambda self, state: setattr(self, "step", 3)
+        )
+    else:
+        monkeypatch.setattr(
+            "transformers_ait.engine.sampling.MicroBatchSampler.__iter__", lambda self: iter([[(0, 0), (0, 1)]] * 99)
+        )
+    run(depth_recipe(tmp_path / "broken", resume=True), data)
+    assert not equal(final_state(tmp_path / "whole"), final_state(tmp_path / "broken"))
+
+
+def test_workers_change_nothing(tmp_path, data):
+    recipe = depth_recipe(tmp_path / "workers", steps=3)
+    recipe.data.num_workers = 1
+    run(recipe, data)
+    run(depth_recipe(tmp_path / "none", steps=3), data)
+    logs = [(tmp_path / name / LOG_FILE).read_text() for name in ("workers", "none")]
+    assert logs[0] == logs[1]
+
+
+def test_finished_run_resumes_to_its_end(tmp_path, data):
+    run(vqvae_recipe(tmp_path / "run"), data)
+    before = final_state(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    run(vqvae_recipe(tmp_path / "run", resume=True), data)
+    assert equal(before, final_state(tmp_path / "run"))
+
+
+def test_a_used_folder_is_refused_and_untouched(tmp_path, data):
+    recipe = vqvae_recipe(tmp_path / "run", steps=1)
+    run(recipe, data)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with pytest.raises(FileExistsError, match="--run.resume true"):
+        run(recipe, data)
+    with pytest.raises(RecipeError, match=r"other values of run\.seed, run\.steps"):
+        run(vqvae_recipe(tmp_path / "run", steps=2, seed=1, resume=True), data)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "to-keep.txt").write_text("x")
+    with pytest.raises(FileExistsError, match="holds no run"):
+        run(vqvae_recipe(tmp_path / "letters", resume=True), data)
+
+
+def test_resume_without_anything_starts(tmp_path):
+    assert check_run_folder(vqvae_recipe(tmp_path / "new", resume=True), Accelerator()) is None
+
+
+# --- damage, rotation, atomicity ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    accelerator = Accelerator()
+    accelerator.prepare(torch.nn.Linear(3, 3))
+    for step in (1, 2, 3):
+        save_checkpoint(accelerator, tmp_path, step, keep=2)
+    return tmp_path
+
+
+def test_checkpoints_rotate_and_leave_nothing_behind(saved):
+    assert sorted(path.name for path in saved.iterdir()) == ["step-00000002", "step-00000003"]
+    found = latest_checkpoint(saved)
+    assert found is not None and checkpoint_step(found) == 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest", "no manifest"])
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(saved, damage):
+    weights, manifest = (saved / "step-00000003" / name for name in ("model.safetensors", MANIFEST))
+    content = bytearray(weights.read_bytes())
+    if damage == "cut":
+        weights.write_bytes(content[:-1])
+    elif damage == "flip":
+        content[-3] ^= 1
+        weights.write_bytes(content)
+    elif damage == "missing":
+        weights.unlink()
+    elif damage == "manifest":
+        manifest.write_text(manifest.read_text()[:20])
+    else:
+        manifest.unlink()
+    with pytest.warns(UserWarning, match="step-00000003 is damaged"):
+        found = latest_checkpoint(saved)
+    assert found is not None and found.name == "step-00000002"
+
+
+def test_an_interrupted_save_leaves_the_checkpoints_before_it(saved, monkeypatch):
+    def broken(self, folder):
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Accelerator, "save_state", broken)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(Accelerator(), saved, 4, keep=2)
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = latest_checkpoint(saved)
+    assert found is not None and found.name == "step-00000003"
+    save_checkpoint(Accelerator(), saved, 4, keep=2)
+    assert sorted(path.name for path in saved.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_folders_are_replaced_as_a_whole(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    replace_folder(tmp_path / "new", tmp_path / "old")
+    assert [path.name for path in tmp_path.rglob("*")] == ["old", "new"]
+    assert (tmp_path / "old" / "new").is_file()
+
+
+def test_log_drops_lines_of_lost_work_and_a_cut_off_line(tmp_path):
+    (tmp_path / LOG_FILE).write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    log = RunLog(tmp_path, start=2)
+    log.write(3, "train", {"loss": 0.5})
+    log.close()
+    assert read_log(tmp_path / LOG_FILE) == [{"step": 1}, {"step": 2}, {"step": 3, "split": "train", "loss": 0.5}]
+
+
+# --- accumulation and length ----------------------------------------------------------------------------------------
+
+
+def gradients(task, batches, shares):
+    task.model.zero_grad()
+    for batch, share in zip(batches, shares, strict=True):
+        (task.loss(task.model, batch, share)[0] / len(batches)).backward()
+    return {name: p.grad.clone() for name, p in task.model.named_parameters() if p.grad is not None}
+
+
+def split(batch, sizes):
+    parts = {name: value.split(sizes) for name, value in batch.items()}
+    return [{name: value[index] for name, value in parts.items()} for index in range(len(sizes))]
+
+
+@pytest.mark.parametrize("make", [depth_recipe, vqvae_recipe])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, data, make):
+    recipe = copy.deepcopy(make(tmp_path))
+    if make is depth_recipe:
+        # The auxiliary loss is a root of means over the batch, so only cross-entropies add up exactly.
+        recipe.model.config["soft_decode"] = False
+    task = make_task(recipe, data)
+    task.model.eval()
+    samples = [task.sample(index) for index in range(4)]
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    label = "depth_labels" if make is depth_recipe else "labels"
+    batch[label][1] = 0
+    whole = gradients(task, [batch], torch.ones(1))
+    micro = split(batch, [2, 2])
+    weights = torch.stack([task.weight(part).float() for part in micro])
+    assert weights[0] != weights[1]
+    added = gradients(task, micro, weights / weights.mean())
+    naive = gradients(task, micro, torch.ones(2))
+    for name, expected in whole.items():
+        torch.testing.assert_close(added[name], expected, rtol=1e-4, atol=1e-6)
+    assert any(not torch.allclose(naive[name], whole[name], rtol=1e-2, atol=1e-6) for name in whole)
+
+
+def test_batch_sizes_must_divide(tmp_path):
+    with pytest.raises(RecipeError, match=r"run\.batch_size must be a multiple .*\(3 x 1\), got 4"):
+        make_accelerator(vqvae_recipe(tmp_path, micro_batch=3).run)
+
+
+def test_steps_follow_from_epochs(tmp_path):
+    assert number_of_steps(vqvae_recipe(tmp_path, steps=None, epochs=2.5).run, 10) == 7
+    assert number_of_steps(vqvae_recipe(tmp_path).run, 10) == 6
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data):
+    recipe = vqvae_recipe(tmp_path / "run")
+    task = make_task(recipe, data)
+    with torch.no_grad():
+        task.model.decoder.output.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="step 2.*optim.lr"):
+        train(task, recipe, make_accelerator(recipe.run))
+
+
+def test_depth_rows_need_their_columns():
+    with pytest.raises(RecipeError, match=r"no column \['depth'\]"):
+        DepthPairs(datasets.Dataset.from_dict({"image": [1]}))
+
+
+def test_trained_model_loads_and_metrics_are_those_of_the_last_evaluation(tmp_path, data):
+    folder = run(depth_recipe(tmp_path / "run", steps=2), data)
+    AiTForDenseAndInstancePrediction.from_pretrained(folder)
+    stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    last = read_log(tmp_path / "run" / LOG_FILE)[-1]
+    assert last.pop("split") == "eval" and last == stored
+    assert (tmp_path / "run" / "panels" / "step-00000002.png").is_file()

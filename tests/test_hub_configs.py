@@ -1,0 +1,161 @@
+"""Published configurations: complete, of known keys only, and of the parameter counts their cards state."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedConfig
+
+from transformers_ait import (
+    AiTConfig,
+    AiTForDenseAndInstancePrediction,
+    AiTSwinV2Config,
+    AiTTokenDecoderConfig,
+    AiTVQVAEConfig,
+    AiTVQVAEModel,
+)
+from transformers_ait.conversion.original_config import ait_config_from_original, original_from_ait_config
+
+HUB_CONFIGS = Path(__file__).resolve().parents[1] / "hub_configs"
+TASK_SOLVERS = {
+    "ait-swinv2-base-depth",
+    "ait-p-swinv2-base-depth",
+    "ait-swinv2-base-depth-hard",
+    "ait-swinv2-large-depth",
+    "ait-p-swinv2-large-depth",
+    "ait-swinv2-base-detection",
+    "ait-swinv2-base-instance",
+    "ait-swinv2-base-instance-hard",
+    "ait-swinv2-base-joint",
+}
+VQVAES = {"ait-vqvae-depth", "ait-vqvae-mask"}
+CLASSES = {c.model_type: c for c in (AiTConfig, AiTSwinV2Config, AiTVQVAEConfig, AiTTokenDecoderConfig)}
+# What a configuration may hold besides its own fields.
+COMMON_KEYS = {"model_type", "architectures", "id2label", "label2id"}
+
+
+def read_config(name):
+    return json.loads((HUB_CONFIGS / name / "config.json").read_text())
+
+
+def load(name):
+    config_class = CLASSES[read_config(name)["model_type"]]
+    return config_class.from_pretrained(HUB_CONFIGS / name)
+
+
+def unknown_keys(config):
+    """Keys of a configuration dictionary, and of those inside it, that no field stands for."""
+    config_class = CLASSES[config["model_type"]]
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    own = {field.name for field in dataclasses.fields(config_class)} - inherited
+    unknown = [key for key in config if key not in own | COMMON_KEYS]
+    for key, value in config.items():
+        if key.endswith("_config"):
+            unknown += [f"{key}.{inner}" for inner in unknown_keys(value)]
+    return unknown
+
+
+def card_rows(name):
+    """Rows (part, arithmetic, parameters) of a card's table, and its total."""
+    lines = (HUB_CONFIGS / name / "README.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    start = cells.index(["part", "arithmetic", "parameters"]) + 2
+    rows = [(part, arithmetic, int(count.replace(",", ""))) for part, arithmetic, count in cells[start:]]
+    assert rows[-1][0] == "total"
+    return rows[:-1], rows[-1][2]
+
+
+def evaluate(arithmetic):
+    assert re.fullmatch(r"[\d x+()]+", arithmetic), arithmetic
+    return eval(arithmetic.replace("x", "*"))
+
+
+def build(name):
+    config = load(name)
+    with torch.device("meta"):
+        return AiTVQVAEModel(config) if name in VQVAES else AiTForDenseAndInstancePrediction(config)
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_every_published_checkpoint_has_a_folder():
+    assert {folder.name for folder in HUB_CONFIGS.iterdir()} >= TASK_SOLVERS | VQVAES
+
+
+@pytest.mark.parametrize("name", sorted(TASK_SOLVERS | VQVAES))
+def test_files_and_keys(name):
+    assert unknown_keys(read_config(name)) == []
+    preprocessor = json.loads((HUB_CONFIGS / name / "preprocessor_config.json").read_text())
+    assert preprocessor["image_processor_type"].startswith("AiT")
+    card = (HUB_CONFIGS / name / "README.md").read_text()
+    assert "published" in card and f"--config {name} " in card
+
+
+def test_unknown_keys_are_noticed():
+    config = read_config("ait-swinv2-base-joint")
+    config["novelty"] = config["backbone_config"]["widths"] = config["mask_tokenizer_config"]["taau"] = 1
+    assert unknown_keys(config) == ["novelty", "backbone_config.widths", "mask_tokenizer_config.taau"]
+
+
+@pytest.mark.parametrize("name", sorted(TASK_SOLVERS | VQVAES))
+def test_parameter_count_is_the_cards_arithmetic(name):
+    rows, total = card_rows(name)
+    assert all(evaluate(arithmetic) == parameters for _, arithmetic, parameters in rows)
+    assert total == sum(parameters for _, _, parameters in rows)
+    assert count(build(name)) == total
+
+
+def test_parts_of_the_joint_model_count_as_its_card_says():
+    rows, _ = card_rows("ait-swinv2-base-joint")
+    model = build("ait-swinv2-base-joint")
+    parts = {
+        model.model.backbone: ("patch", "backbone"),
+        model.model.encoder: ("encoder",),
+        model.model.decoder: ("token embeddings", "task and position", "decoder"),
+        model.depth_tokenizer: ("depth tokenizer",),
+        model.mask_tokenizer: ("mask tokenizer",),
+    }
+    for module, starts in parts.items():
+        assert count(module) == sum(parameters for part, _, parameters in rows if part.startswith(starts)), starts
+
+
+@pytest.mark.parametrize("name", sorted(TASK_SOLVERS))
+def test_every_task_solver_has_an_original_configuration(name):
+    config = load(name)
+    back = ait_config_from_original(original_from_ait_config(config))
+    assert {**back.to_dict(), "architectures": None} == {**config.to_dict(), "architectures": None}
+
+
+def test_what_the_released_configurations_say():
+    depth, parallel, hard = (
+        load(f"ait-{n}") for n in ("swinv2-base-depth", "p-swinv2-base-depth", "swinv2-base-depth-hard")
+    )
+    assert [c.depth_tokenizer_config.tau for c in (depth, parallel, hard)] == [0.8, 0.8, 1.0]
+    switches = [(c.soft_feedback, c.soft_decode, c.parallel) for c in (depth, parallel, hard)]
+    assert switches == [(True, True, False), (False, True, True), (False, False, False)]
+    assert depth.backbone_config.shift_windows == [True, True, False, False]
+    assert depth.vocabulary.size == 2001 + 80 + 2 + 128 + 128
+    assert load("ait-swinv2-large-depth").backbone_config.num_heads == [6, 12, 24, 48]
+
+    detection, instance, joint = (load(f"ait-swinv2-base-{n}") for n in ("detection", "instance", "joint"))
+    assert [c.vocabulary.size - depth.vocabulary.size for c in (detection, instance, joint)] == [0, 128, 128]
+    assert [c.top_p for c in (detection, instance, joint)] == [0.4, 0.3, 0.3]
+    assert all(c.backbone_config.shift_windows == [True] * 4 for c in (detection, instance, joint))
+    assert all(c.backbone_config.drop_path_rate == 0.3 for c in (detection, instance, joint))
+    assert [c.sequence_length(c.default_task) for c in (depth, detection, instance)] == [225, 500, 2100]
+    assert (joint.depth_loss_weight, joint.instance_loss_weight) == (0.2, 1.0)
+    assert joint.depth_tokenizer_config.tau == 1.0 and joint.grid_size == 20
+
+
+def test_vqvae_configurations():
+    depth, mask = load("ait-vqvae-depth"), load("ait-vqvae-mask")
+    assert (depth.num_tokens, depth.final_width, depth.symmetric_range, depth.ignore_zero) == (225, 256, False, True)
+    assert (mask.num_tokens, mask.final_width, mask.symmetric_range, mask.ignore_zero) == (16, 128, True, False)
+    joint = load("ait-swinv2-base-joint")
+    for inside, alone in ((joint.depth_tokenizer_config, depth), (joint.mask_tokenizer_config, mask)):
+        assert {**inside.to_dict(), "architectures": None} == {**alone.to_dict(), "architectures": None}

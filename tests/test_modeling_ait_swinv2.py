@@ -1,0 +1,357 @@
+"""The backbone: against transformers' own SwinV2 where the two coincide, its bias cache, and what must not matter."""
+
+import copy
+
+import pytest
+import torch
+from transformers import Swinv2Config, Swinv2Model
+
+from transformers_ait import AiTSwinV2Backbone, AiTSwinV2Config
+from transformers_ait.modeling_ait_swinv2 import relative_coordinates
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture
+def backbone(tiny_backbone_config, enliven):
+    """A lively backbone, with padded windows and shifts."""
+    return enliven(AiTSwinV2Backbone(tiny_backbone_config()))
+
+
+def feature(backbone, images):
+    return backbone(images).feature_maps[0]
+
+
+def deviation(first, second):
+    assert first.shape == second.shape
+    return (first - second).abs().max().item()
+
+
+def without_cache(backbone):
+    """A copy that has never computed its bias."""
+    twin = type(backbone)(backbone.config).to(backbone.dtype).eval()
+    twin.load_state_dict(backbone.state_dict())
+    return twin
+
+
+# --- against an implementation of other authors ---
+
+
+def stock_weights(stock):
+    """The state of transformers' SwinV2 under this backbone's names."""
+    renamed = {}
+    for name, value in stock.state_dict().items():
+        name = name.replace("embeddings.patch_embeddings.", "embeddings.").replace("encoder.layers.", "stages.")
+        name = name.replace("attention.self.", "attention.").replace("attention.output.dense", "attention.projection")
+        name = name.replace("continuous_position_bias_mlp", "position_mlp").replace("query.bias", "q_bias")
+        name = (
+            name.replace("value.bias", "v_bias")
+            .replace("intermediate.dense", "mlp.fc1")
+            .replace("output.dense", "mlp.fc2")
+        )
+        name = (
+            name.replace("layernorm_before", "norm1").replace("layernorm_after", "norm2").replace("layernorm", "norm")
+        )
+        renamed[name] = value
+    for name in [n for n in renamed if n.endswith("query.weight")]:
+        parts = [renamed.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+        renamed[name.replace("query", "qkv")] = torch.cat(parts)
+    return renamed
+
+
+@pytest.fixture
+def stock_pair(enliven):
+    """transformers' SwinV2 and this backbone with its weights.
+
+    Stock SwinV2 knows one window size, and shifts every stage whose map is larger than the window: with 40 pixels the
+    maps are 10 and 5 positions wide, so both stages shift and both pad (the second an odd map).
+    """
+    shared = {"patch_size": 4, "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 4], "layer_norm_eps": 1e-6}
+    stock = Swinv2Model(
+        Swinv2Config(image_size=40, window_size=4, pretrained_window_sizes=[3, 2], drop_path_rate=0.0, **shared),
+        add_pooling_layer=False,
+    )
+    enliven(stock)
+    config = AiTSwinV2Config(
+        window_sizes=(4, 4), pretrained_window_sizes=(3, 2), shift_windows=(True, True), drop_path_rate=0.0, **shared
+    )
+    backbone = AiTSwinV2Backbone(config).eval()
+    backbone.load_state_dict(stock_weights(stock))
+    return stock, backbone
+
+
+@torch.no_grad()
+def stock_deviation(stock, backbone):
+    images = torch.rand(2, 3, 40, 40)
+    expected = stock(images).last_hidden_state.transpose(1, 2).unflatten(2, (5, 5))
+    return deviation(feature(backbone, images), expected)
+
+
+# The stock model divides q and k by their norm, this one by norm + 5e-5: hence not 1e-5.
+def test_equals_stock_swinv2_where_they_coincide(stock_pair):
+    assert stock_deviation(*stock_pair) < 2e-3
+
+
+def perturb_weight(name, change):
+    def plant(backbone):
+        parameter = dict(backbone.named_parameters())[name]
+        with torch.no_grad():
+            parameter.copy_(change(parameter))
+
+    return plant
+
+
+def no_shift(backbone):
+    for block in backbone.stages[1].blocks:
+        block.attention.shift = 0
+
+
+def swap_merged_neighbours(backbone):
+    weight = backbone.stages[0].downsample.reduction.weight.data
+    weight.copy_(weight.unflatten(1, (4, -1))[:, [0, 2, 1, 3]].flatten(1))
+
+
+def wrong_pretrained_window(backbone):
+    backbone.stages[0].blocks[0].attention.coordinates.copy_(relative_coordinates(4, 4))
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        perturb_weight(
+            "stages.0.blocks.1.attention.logit_scale", lambda w: w + torch.tensor([0.3, 0.0])[:, None, None]
+        ),
+        perturb_weight("stages.1.blocks.0.attention.position_mlp.2.weight", lambda w: w.roll(1, 0)),
+        perturb_weight("stages.0.blocks.0.attention.q_bias", lambda w: w + 0.1),
+        perturb_weight("stages.1.blocks.1.attention.v_bias", lambda w: w.flip(0)),
+        no_shift,
+        swap_merged_neighbours,
+        wrong_pretrained_window,
+    ],
+)
+def test_comparison_with_stock_swinv2_notices_planted_errors(stock_pair, plant):
+    plant(stock_pair[1])
+    assert stock_deviation(*stock_pair) > 1e-2
+
+
+def test_relative_coordinates_are_log_spaced_and_normalised_by_the_pretraining_window():
+    table = relative_coordinates(window=3, pretrained_window=5)
+    assert table.shape == (25, 2)
+    assert table[0].tolist() == pytest.approx([-(5.0**0.0) * torch.log2(torch.tensor(5.0)).item() / 3] * 2)
+    assert table[12].tolist() == [0, 0]
+    assert torch.equal(table, -table.flip(0))
+
+
+# --- what must not matter ---
+
+
+@torch.no_grad()
+def test_eager_equals_fused_attention(backbone, images):
+    assert backbone.config._attn_implementation == "sdpa"
+    fused = feature(backbone, images)
+    backbone.set_attn_implementation("eager")
+    assert backbone.stages[0].blocks[0].attention.config._attn_implementation == "eager"
+    assert deviation(feature(backbone, images), fused) < TOLERANCE
+
+
+@torch.no_grad()
+def test_batched_equals_single(backbone, images):
+    single = torch.cat([feature(backbone, image[None]) for image in images])
+    assert deviation(feature(backbone, images), single) < TOLERANCE
+    assert deviation(single[:1], single[1:2]) > 1e-2, "images must differ for this to show anything"
+
+
+@pytest.mark.parametrize("height, width", [(40, 24), (36, 44), (8, 60), (13, 33), (4, 4)])
+@torch.no_grad()
+def test_any_image_size(backbone, height, width):
+    image = torch.rand(1, 3, height, width)
+    output = feature(backbone, image)
+    assert output.shape == (1, 16, -(-height // 8), -(-width // 8))
+    assert output.isfinite().all()
+    # The patch embedding pads to whole patches with zeros.
+    padded = torch.nn.functional.pad(image, (0, -width % 4, 0, -height % 4))
+    assert torch.equal(output, feature(backbone, padded))
+
+
+@torch.no_grad()
+def test_shifting_is_a_switch_per_stage(tiny_backbone_config, backbone, images):
+    for shifts in ((False, False), (True, True)):
+        other = AiTSwinV2Backbone(tiny_backbone_config(shift_windows=shifts)).eval()
+        other.load_state_dict(backbone.state_dict())
+        assert deviation(feature(other, images), feature(backbone, images)) > 1e-3
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+def test_any_number_of_stages(stages):
+    config = AiTSwinV2Config(
+        embed_dim=8,
+        depths=(1,) * stages,
+        num_heads=(2,) * stages,
+        window_sizes=(3,) * stages,
+        pretrained_window_sizes=(1,) * stages,
+        shift_windows=(True,) * stages,
+    )
+    assert config.stride == 4 * 2 ** (stages - 1)
+    assert feature(AiTSwinV2Backbone(config), torch.rand(1, 3, 32, 32)).shape[1:] == (
+        config.num_features,
+        32 // config.stride,
+        32 // config.stride,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_half_precision(backbone, images, dtype):
+    expected = feature(backbone, images)
+    output = feature(backbone.to(dtype), images)
+    assert output.dtype == dtype
+    assert (output.float() - expected).abs().mean() < 0.05
+
+
+def gradients(backbone, images):
+    backbone.zero_grad()
+    feature(backbone, images).square().sum().backward()
+    return {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
+
+
+def test_gradient_checkpointing_changes_nothing(backbone, images):
+    expected = gradients(backbone.train(), images)
+    assert len(expected) == len(list(backbone.parameters()))
+    backbone.gradient_checkpointing_enable()
+    actual = gradients(backbone, images)
+    assert all(torch.allclose(actual[name], expected[name], rtol=1e-4, atol=1e-4) for name in expected)
+
+
+# --- the cached bias table ---
+
+
+def test_cached_bias_equals_computed_bias_with_and_without_gradient(backbone, images):
+    recorded = feature(backbone, images)
+    with torch.no_grad():
+        first, second = feature(backbone, images), feature(backbone, images)
+    assert torch.equal(first, second)
+    assert deviation(first, recorded.detach()) < TOLERANCE
+
+
+def test_gradient_is_the_same_after_the_cache_was_used(backbone, images):
+    expected = gradients(backbone, images)
+    with torch.no_grad():
+        feature(backbone, images)
+    actual = gradients(backbone, images)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def optimiser_step(backbone):
+    optimiser = torch.optim.AdamW(backbone.parameters(), lr=0.05)
+    feature(backbone, torch.rand(1, 3, 32, 32)).square().mean().backward()
+    optimiser.step()
+    return backbone
+
+
+def load_other_weights(backbone):
+    state = {name: value + 0.1 * torch.randn_like(value) for name, value in backbone.state_dict().items()}
+    backbone.load_state_dict(state)
+    return backbone
+
+
+def assign_other_weights(backbone):
+    state = {name: value + 0.1 * torch.randn_like(value) for name, value in backbone.state_dict().items()}
+    backbone.load_state_dict(state, assign=True)
+    return backbone
+
+
+def deepcopy_and_change(backbone):
+    twin = copy.deepcopy(backbone)
+    with torch.no_grad():
+        twin.stages[0].blocks[0].attention.position_mlp[2].weight.mul_(2)
+    return twin
+
+
+def change_in_inference_mode(backbone):
+    with torch.inference_mode():
+        twin = copy.deepcopy(backbone)
+        feature(twin, torch.rand(1, 3, 32, 32))
+        twin.stages[0].blocks[0].attention.position_mlp[2].weight.mul_(2)
+    return twin
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        optimiser_step,
+        load_other_weights,
+        assign_other_weights,
+        deepcopy_and_change,
+        change_in_inference_mode,
+        lambda b: b.half(),
+        lambda b: b.to(torch.bfloat16),
+        lambda b: b.double(),
+    ],
+)
+def test_cached_bias_follows_the_weights(backbone, images, change):
+    with torch.no_grad():
+        before = feature(backbone, images)
+        feature(backbone, images)  # the table is cached now
+    changed = change(backbone)
+    with torch.no_grad():
+        actual = feature(changed, images)
+        assert torch.equal(actual, feature(without_cache(changed), images))
+        assert not torch.equal(actual.double(), before.double()), "the change must show"
+
+
+def test_stale_bias_would_be_noticed(backbone, images):
+    attention = backbone.stages[0].blocks[0].attention
+    with torch.no_grad():
+        feature(backbone, images)
+        attention._cached_table = attention._cached_table * 1.1
+        assert deviation(feature(backbone, images), feature(without_cache(backbone), images)) > 1e-3
+
+
+def test_model_trains_on_after_inference_mode(backbone, images):
+    with torch.inference_mode():
+        inferred = feature(backbone, images)
+    assert (
+        torch.equal(feature(backbone, images).detach(), inferred)
+        or deviation(feature(backbone, images).detach(), inferred.clone()) < TOLERANCE
+    )
+    changed = optimiser_step(backbone)
+    with torch.inference_mode():
+        assert deviation(feature(changed, images), feature(without_cache(changed), images)) < TOLERANCE
+
+
+def test_cache_is_not_saved_and_non_persistent_tables_are_rebuilt(backbone, images, tmp_path):
+    with torch.no_grad():
+        expected = feature(backbone, images)
+    backbone.save_pretrained(tmp_path)
+    loaded = AiTSwinV2Backbone.from_pretrained(tmp_path)
+    assert not any("cached" in name or "coordinates" in name for name in loaded.state_dict())
+    expected_buffers, buffers = dict(backbone.named_buffers()), dict(loaded.named_buffers())
+    assert expected_buffers.keys() == buffers.keys() and buffers
+    assert all(torch.equal(buffers[name], expected_buffers[name]) for name in buffers)
+    with torch.no_grad():
+        assert torch.equal(feature(loaded, images), expected)
+
+
+# Scratch memory shared between blocks must never reach a recorded graph, whichever weights are frozen.
+@pytest.mark.parametrize("frozen", ["position_mlp", ""])
+def test_frozen_weights_leave_the_other_gradients_as_they_were(backbone, images, frozen):
+    images.requires_grad_()
+    expected = gradients(backbone, images)
+    image_gradient, images.grad = images.grad, None
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(frozen not in name)
+    backbone.zero_grad(set_to_none=True)
+    actual = gradients(backbone, images)
+    assert set(actual) == {name for name in expected if frozen not in name}
+    actual["image"], expected["image"] = images.grad, image_gradient
+    # Not equal to the last bit: the fused kernel differs with and without a gradient of the bias.
+    assert all((actual[name] - expected[name]).norm() < 1e-4 * (1 + expected[name].norm()) for name in actual)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiles_to_one_graph(backbone, images):
+    expected = feature(backbone, images)
+    compiled = torch.compile(backbone, fullgraph=True)
+    assert deviation(compiled(images).feature_maps[0], expected) < 1e-4
