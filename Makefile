@@ -1,4 +1,4 @@
-# Every target makes .venv first when it is missing: Python >= 3.10 and make are all that is needed.
+# Every target makes .venv first when it is missing: Python >= 3.11 and make are all that is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -83,7 +83,7 @@ def test_strip_is_where_the_formula_says():
         for channel in range(3):
             expected[channel, :, left : left + width] = depth[0, :, left : left + width] / 10
         torch.testing.assert_close(pasted, expected)
-        assert 1 <= width and left + width <= 40
+        assert 0 < width <= 40 - left
         assert same is depth
 
 

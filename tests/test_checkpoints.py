@@ -110,6 +110,7 @@ def vqvae_recipe(output, **changes):
         "run": {**run, "panels": 1, **changes},
         "model": {"config": VQVAE_MODEL},
         "patch_mask": {"patch_size": 8},
+        "restart": {"every": 2},
     }
     return build_recipe(VQVAERecipe, values, "test")
 

@@ -33,9 +33,7 @@ def golden_model(name):
 
 
 def rates_and_decays(groups):
-    return {
-        name: (group["lr"], group["weight_decay"]) for group in groups for name in group["param_names"]
-    }
+    return {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["param_names"]}
 
 
 def deviations(groups, names, expected, lr, weight_decay):
@@ -57,7 +55,7 @@ def test_there_are_goldens_of_every_kind():
 def test_groups_match_the_original(name):
     model, names, expected = golden_model(name)
     # The goldens' layer decay can be read off the last block of the backbone.
-    last = max((key for key in expected if re.match(r"backbone\.layers\.3\.blocks", key)))
+    last = max(key for key in expected if re.match(r"backbone\.layers\.3\.blocks", key))
     layer_decay = expected[last]["lr_scale"]
     groups = parameter_groups(model, lr=3e-4, weight_decay=0.05, layer_decay=layer_decay)
     assert deviations(groups, names, expected, 3e-4, 0.05) == set()
@@ -106,7 +104,7 @@ def with_backbone(backbone_config, stride):
             feature_stride=stride,
             image_size=64,
             depth_tokenizer_config={"model_type": "ait_vqvae", "image_size": 64, "hidden_size": 4, "code_dim": 8},
-            decoder_config={"hidden_size": 16, "num_attention_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 1},
+            decoder_config={"hidden_size": 16, "num_attention_heads": 2, "num_decoder_layers": 1},
         )
     )
 

@@ -39,9 +39,8 @@ def test_recipes_of_the_project_are_valid(path):
         return
     values = dict(recipe.model.config)
     if "model_type" not in values["depth_tokenizer_config"]:
-        del values["depth_tokenizer_config"]
-        values["tasks"], values["default_task"] = ["detection"], "detection"
-        values["num_objects"] = 1
+        # Comes from --model.depth_tokenizer.
+        values["depth_tokenizer_config"] = {"model_type": "ait_vqvae", "image_size": 128, "downsample_ratio": 16}
     build_config(AiTConfig, values, str(path))
 
 
@@ -51,7 +50,8 @@ def test_overrides_and_number_syntax(minimal):
     assert recipe.optim.lr == 5e-4 and isinstance(recipe.optim.lr, float)
     assert recipe.run.steps == 7 and recipe.run.resume is True and recipe.run.batch_size == 4
     assert recipe.model.config == {"tau": 0.1}
-    assert load_recipe(VQVAERecipe, [minimal, "--optim.schedule.milestones", "[1, 2]"]).optim.schedule.milestones == [1, 2]
+    schedule = load_recipe(VQVAERecipe, [minimal, "--optim.schedule.milestones", "[1, 2]"]).optim.schedule
+    assert schedule.milestones == [1, 2]
     changed = load_recipe(VQVAERecipe, [minimal, "--run.steps", "null", "--run.epochs", "0.5"])
     assert (changed.run.steps, changed.run.epochs) == (None, 0.5)
 
@@ -89,7 +89,7 @@ def test_errors_name_key_and_place(minimal, arguments, words):
 def test_unknown_key_in_a_file_names_the_file(tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_text(yaml.safe_dump({**MINIMAL, "run": {**MINIMAL["run"], "log_evry": 3}}))
-    with pytest.raises(RecipeError, match=r"run\.log_evry in .*wrong\.yaml does not exist\. Did you mean run\.log_every"):
+    with pytest.raises(RecipeError, match=r"run\.log_evry in .*wrong\.yaml does not exist.*run\.log_every"):
         load_recipe(VQVAERecipe, [str(path)])
 
 

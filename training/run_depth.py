@@ -3,7 +3,7 @@
     python training/run_depth.py training/recipes/tiny-rooms-depth.yaml \\
         --model.depth_tokenizer runs/vqvae/model --run.output runs/depth
     python training/run_depth.py training/recipes/tiny-rooms-depth-bins.yaml --run.output runs/depth-bins
-    accelerate launch --config_file training/accelerate/multi_gpu.yaml \\
+    accelerate launch --config_file training/accelerate_configs/multi_gpu.yaml \\
         training/run_depth.py training/recipes/tiny-rooms-depth-parallel.yaml \\
         --model.depth_tokenizer runs/vqvae/model --run.output runs/depth-parallel
 

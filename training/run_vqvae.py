@@ -1,7 +1,7 @@
 """Train a depth tokenizer (VQ-VAE).
 
     python training/run_vqvae.py training/recipes/vqvae-tiny-rooms-depth.yaml --run.output runs/vqvae
-    accelerate launch --config_file training/accelerate/multi_gpu.yaml \\
+    accelerate launch --config_file training/accelerate_configs/multi_gpu.yaml \\
         training/run_vqvae.py training/recipes/vqvae-tiny-rooms-depth.yaml --run.output runs/vqvae --optim.lr 1e-3
 
 Every key of the recipe can be overridden; --help lists them. `--run.resume true` goes on with an interrupted run.

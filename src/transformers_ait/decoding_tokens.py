@@ -74,15 +74,17 @@ def decode_in_parallel(
         decoder: a token decoder with a mask embedding.
         memory: (B, N, d).
         task_id: row of the task and position embeddings.
-        grammar: one entry per position.
+        grammar: one entry per position, all alike.
+
+    Raises:
+        ValueError: the grammar differs between positions.
     """
+    if len(set(grammar)) != 1:
+        raise ValueError("grammar must allow the same ids at every position to be decoded in parallel.")
     hidden = decoder(decoder.mask_inputs(len(memory), len(grammar), task_id), memory)
-    step_logits = [_step_logits(decoder, hidden[:, i], step) for i, step in enumerate(grammar)]
-    chosen = [
-        step.allowed.to_ids(logits[:, : step.allowed.size].argmax(dim=-1))
-        for step, logits in zip(grammar, step_logits, strict=True)
-    ]
-    return DecodedTokens(torch.stack(chosen, dim=1), step_logits)
+    allowed = grammar[0].allowed
+    logits = decoder.logits(hidden, allowed.rows)
+    return DecodedTokens(allowed.to_ids(logits.argmax(dim=-1)), list(logits.unbind(1)))
 
 
 def nucleus_choice(logits: Tensor, top_p: float, draw: Tensor) -> Tensor:

@@ -174,8 +174,8 @@ class AiTModel(AiTPreTrainedModel):
         if feature_map.shape[2:] != grid:
             raise ValueError(
                 f"The backbone's last feature map is {tuple(feature_map.shape[2:])}, but image_size {size} and "
-                f"feature_stride {self.config.feature_stride} ask for {grid}; set feature_stride, or choose another map "
-                "through out_indices of backbone_config."
+                f"feature_stride {self.config.feature_stride} ask for {grid}; set feature_stride, or choose another "
+                "map through out_indices of backbone_config."
             )
         return feature_map
 

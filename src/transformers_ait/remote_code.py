@@ -58,4 +58,4 @@ def _save_processor_with_code(image_processor: BaseImageProcessor, directory: st
         if earlier_map is None:
             vars(image_processor).pop("auto_map", None)
         else:
-            image_processor.auto_map = earlier_map
+            vars(image_processor)["auto_map"] = earlier_map

@@ -7,9 +7,8 @@ import shutil
 import warnings
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list
-
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 MANIFEST = "manifest.json"
 _PREFIX = "step-"

@@ -5,11 +5,10 @@ from collections.abc import Callable
 import datasets
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
-
-from accelerate import Accelerator
 
 from ..data import SyntheticRooms  # noqa: F401 - importing the package registers its builders
 from ..metrics import DEPTH_METRICS, depth_metrics_per_image

@@ -1,16 +1,14 @@
 """Training of the task-solver for depth."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from transformers import PreTrainedModel
-
-from accelerate import Accelerator
 
 from ..configuration_ait import AiTConfig
 from ..data.augmentation_depth import depth_training_transform
@@ -41,7 +39,7 @@ class DepthTask:
         eval_rows: DepthPairs,
         recipe: DepthRecipe,
     ) -> None:
-        self.model: PreTrainedModel = model
+        self.model = model
         self.train_rows = train_rows
         self.eval_rows = eval_rows
         self.num_rows = len(train_rows)
@@ -92,7 +90,7 @@ class DepthTask:
                 rows.append(DepthPanelRow(self.eval_rows.image(index).permute(1, 2, 0).numpy(), depth, truth))
         return metrics, depth_panel(rows) if rows and accelerator.is_main_process else None
 
-    def save(self, model: PreTrainedModel, state_dict: Mapping[str, Tensor], folder: Path) -> None:
+    def save(self, model: PreTrainedModel, state_dict: dict[str, Tensor], folder: Path) -> None:
         """Model and image processor, as `from_pretrained` and the depth pipeline read them."""
         model.save_pretrained(folder, state_dict=state_dict)
         self.processor.save_pretrained(folder)
@@ -152,8 +150,8 @@ def _with_tokenizer(values: dict[str, Any], tokenizer: AiTVQVAEModel) -> dict[st
     given = values.get("depth_tokenizer_config") or {}
     if set(given) - {"tau"}:
         raise RecipeError(
-            "model.config.depth_tokenizer_config may only hold tau, since model.depth_tokenizer names a trained tokenizer; "
-            f"got {sorted(given)}."
+            "model.config.depth_tokenizer_config may only hold tau, since model.depth_tokenizer names a trained "
+            f"tokenizer; got {sorted(given)}."
         )
     stored = {**tokenizer.config.to_dict(), **given}
     derived = {"image_size": tokenizer.config.image_size, "num_depth_codes": tokenizer.config.num_codes}

@@ -9,14 +9,13 @@ from typing import Any, Protocol
 
 import torch
 import yaml
+from accelerate import Accelerator, PartialState
 from accelerate.utils import GradientAccumulationPlugin, send_to_device, set_seed
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel
-
-from accelerate import Accelerator, PartialState
 
 from .. import optimization
 from ..distributed_ait import mean_over_processes
@@ -47,15 +46,17 @@ _FREE_DATA_KEYS = {"in_memory", "num_workers"}
 
 
 class TrainingTask(Protocol):
-    """What the loop needs to know of a model and its data.
+    """What the loop needs to know of a model and its data."""
 
-    Attributes:
-        model: the model to train.
-        num_rows: rows of training data.
-    """
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model to train."""
+        ...
 
-    model: PreTrainedModel
-    num_rows: int
+    @property
+    def num_rows(self) -> int:
+        """Rows of training data."""
+        ...
 
     def sample(self, index: int) -> Sample:
         """One augmented training sample; randomness comes from torch's default generator."""
@@ -81,7 +82,7 @@ class TrainingTask(Protocol):
         """Metrics on the evaluation data, the same in every process, and a picture in the main process."""
         ...
 
-    def save(self, model: PreTrainedModel, state_dict: Mapping[str, Tensor], folder: Path) -> None:
+    def save(self, model: PreTrainedModel, state_dict: dict[str, Tensor], folder: Path) -> None:
         """Write the trained model, and whatever is needed to use it, as `from_pretrained` reads it."""
         ...
 

@@ -354,7 +354,7 @@ def run_from_command_line(recipe_class: type[Recipe], run: Callable[[Recipe], An
     """Body of a training script: read the recipe, run it; help on request, one line for what the user can correct."""
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
-        print(f"{description}\nKeys:\n{describe_recipe(recipe_class)}")  # type: ignore[arg-type]
+        print(f"{description}\nKeys:\n{describe_recipe(recipe_class)}")
         return
     disable_progress_bar()
     try:
@@ -408,7 +408,7 @@ def _check_keys(recipe_class: type, values: Any, source: str, path: str = "") ->
 
 
 def _check_config_keys(config: PreTrainedConfig, values: Mapping[str, Any], source: str, path: str) -> None:
-    known = [entry.name for entry in dataclasses.fields(config)]  # type: ignore[arg-type]
+    known = [entry.name for entry in dataclasses.fields(config)]
     for name, value in values.items():
         if name not in known and name != "model_type":
             raise _unknown_key(name, path, known, source)

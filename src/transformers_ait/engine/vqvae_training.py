@@ -1,16 +1,14 @@
 """Training of a depth tokenizer."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from transformers import PreTrainedModel
-
-from accelerate import Accelerator
 
 from ..configuration_ait import AiTVQVAEConfig
 from ..data.augmentation_depth import depth_map_transform
@@ -99,7 +97,7 @@ class VQVAEDepthTask:
                 rows.append(DepthPanelRow(image.permute(1, 2, 0).numpy(), depth, truth))
         return metrics, depth_panel(rows) if rows and accelerator.is_main_process else None
 
-    def save(self, model: PreTrainedModel, state_dict: Mapping[str, Tensor], folder: Path) -> None:
+    def save(self, model: PreTrainedModel, state_dict: dict[str, Tensor], folder: Path) -> None:
         """The tokenizer, as `AiTVQVAEModel.from_pretrained` reads it."""
         model.save_pretrained(folder, state_dict=state_dict)
 
