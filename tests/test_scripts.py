@@ -1,0 +1,43 @@
+"""The scripts in training/ that no other test runs, through their real command lines."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def script(repository, tmp_path):
+    def run(name, *arguments):
+        command = [sys.executable, str(repository / "training" / name), *map(str, arguments)]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run
+
+
+def test_benchmark_writes_a_report(script, tmp_path):
+    output = script("benchmark.py", "--tiny", "--rounds", 1, "--output", tmp_path / "report.md")
+    report = (tmp_path / "report.md").read_text()
+    assert "| backbone |" in report and "allocator" in report and report.strip() in output
+    deviations = [
+        float(line.split("|")[6]) for line in report.splitlines() if line.count("e-") and line.startswith("|")
+    ]
+    assert deviations and max(deviations) < 1e-4
+
+
+def test_demo_draws_both_scenes(script, tmp_path):
+    pytest.importorskip("skimage")
+    output = script("demo.py", "--output", tmp_path / "demo.png")
+    assert "motorcycle" in output and "RMSE" in output and "pre" in output
+    assert (tmp_path / "demo.png").stat().st_size > 50_000
+
+
+def test_evaluate_prints_soft_hard_and_constant(script, repository, tmp_path):
+    folder = repository / "hub_configs" / "ait-tiny-rooms-depth"
+    output = script("evaluate.py", folder, "--rooms", 4, "--batch-size", 2, "--output", tmp_path / "metrics.json")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert len(metrics) == 3 and "best constant" in output
+    assert all(set(row) >= {"d1", "rmse", "silog"} for row in metrics.values())
