@@ -17,6 +17,7 @@ from transformers_ait import (
     AiTVQVAEConfig,
     AiTVQVAEModel,
 )
+from transformers_ait.conversion.companions import image_processors
 from transformers_ait.conversion.original_config import ait_config_from_original, original_from_ait_config
 
 HUB_CONFIGS = Path(__file__).resolve().parents[1] / "hub_configs"
@@ -33,6 +34,19 @@ TASK_SOLVERS = {
 }
 VQVAES = {"ait-vqvae-depth", "ait-vqvae-mask"}
 CLASSES = {c.model_type: c for c in (AiTConfig, AiTSwinV2Config, AiTVQVAEConfig, AiTTokenDecoderConfig)}
+# What the original work published, as its checkpoints' cards must say.
+NYU = "| NYUv2 test, published | {} |"
+COCO = "| COCO val2017, published | {} |"
+PUBLISHED = {
+    "ait-swinv2-base-depth": NYU.format(".934 | .991 | .998 | .087 | .305 | .037"),
+    "ait-p-swinv2-base-depth": NYU.format(".940 | .992 | .998 | .085 | .301 | .036"),
+    "ait-swinv2-base-depth-hard": NYU.format(".932 | .991 | .998 | .089 | .318 | .038"),
+    "ait-swinv2-large-depth": NYU.format(".949 | .993 | .999 | .079 | .284 | .034"),
+    "ait-p-swinv2-large-depth": NYU.format(".954 | .994 | .999 | .076 | .275 | .033"),
+    "ait-swinv2-base-instance": COCO.format("43.3 | 34.2"),
+    "ait-swinv2-base-instance-hard": COCO.format("43.6 | 31.1"),
+    "ait-swinv2-base-joint": "| COCO val2017 and NYUv2 test, published | 42.2 | 34.1 | .310 |",
+}
 # What a configuration may hold besides its own fields.
 COMMON_KEYS = {"model_type", "architectures", "id2label", "label2id"}
 
@@ -88,12 +102,32 @@ def test_every_published_checkpoint_has_a_folder():
 
 
 @pytest.mark.parametrize("name", sorted(TASK_SOLVERS | VQVAES))
-def test_files_and_keys(name):
-    assert unknown_keys(read_config(name)) == []
-    preprocessor = json.loads((HUB_CONFIGS / name / "preprocessor_config.json").read_text())
-    assert preprocessor["image_processor_type"].startswith("AiT")
+def test_keys_are_complete_and_known(name):
+    config = read_config(name)
+    assert unknown_keys(config) == []
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    missing = {field.name for field in dataclasses.fields(CLASSES[config["model_type"]])} - inherited - set(config)
+    assert all(getattr(load(name), field) is None for field in missing)  # tokenizers of other tasks
+
+
+@pytest.mark.parametrize("name", sorted(TASK_SOLVERS | VQVAES))
+def test_card(name):
     card = (HUB_CONFIGS / name / "README.md").read_text()
-    assert "published" in card and f"--config {name} " in card
+    assert f"python -m transformers_ait.conversion --checkpoint CHECKPOINT.pth --config {name} " in card
+    assert "holds no weights" in card and "license of the weights" in card
+    assert PUBLISHED.get(name, "no ") in " ".join(card.split("\n"))
+    assert len(re.findall(r"\|[^|\n]+, published \|", card)) == (name in PUBLISHED)
+
+
+@pytest.mark.parametrize("name", sorted(TASK_SOLVERS | VQVAES))
+def test_image_processors_are_those_of_a_conversion(name, tmp_path):
+    processors = image_processors(load(name))
+    files = {str(path.parent.relative_to(HUB_CONFIGS / name)) for path in (HUB_CONFIGS / name).rglob("prep*.json")}
+    assert files == set(processors)
+    for subfolder, processor in processors.items():
+        processor.save_pretrained(tmp_path / subfolder)
+        path = Path(subfolder) / "preprocessor_config.json"
+        assert json.loads((tmp_path / path).read_text()) == json.loads((HUB_CONFIGS / name / path).read_text())
 
 
 def test_unknown_keys_are_noticed():

@@ -11,7 +11,14 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "transformers_ait"
 
 # Modules that ship with checkpoints. Each imports modules of lower levels alone; a new module must be listed here.
 LEVELS = (
-    {"token_vocabulary", "attention_ait", "distributed_ait", "mask_geometry_ait"},
+    {
+        "token_vocabulary",
+        "attention_ait",
+        "distributed_ait",
+        "mask_geometry_ait",
+        "image_inputs_ait",
+        "coco_annotations_ait",
+    },
     {"vector_quantizer", "configuration_token_decoder"},
     {"configuration_ait"},
     {

@@ -126,6 +126,24 @@ def test_instance_memory_and_teacher_forced_logits(golden, name):
     assert deviation(logits, stored["teacher_forced_logits"]) < 1e-4
 
 
+@pytest.mark.parametrize("name", INSTANCE)
+@torch.no_grad()
+def test_object_decoding(golden, name):
+    stored, figures, weights = golden(name)
+    head = next(iter(figures["config"]["task_heads"]))
+    tokens = stored["generated_tokens"]
+    length = len(tokens) // len(stored["pred_labels"])
+    steps = 2 * length  # two objects
+    logits = plain.plain_decode_objects(weights, figures["config"], stored["encoder_memory"], head, steps)
+    chosen = [x[0, :-1].argmax() if i % length == 4 else x[0].argmax() for i, x in enumerate(logits)]
+    assert torch.equal(torch.stack(chosen), tokens[:steps])
+    scores = [logits[i][0].softmax(-1)[chosen[i]] for i in range(4, steps, length)]
+    assert deviation(torch.stack(scores), stored["generated_scores"][:2]) < 1e-4
+    if "generated_mask_logits" in stored:
+        codes = torch.stack([x[0] for i, x in enumerate(logits) if i % length > 4]).unflatten(0, (2, -1))
+        assert deviation(codes, stored["generated_mask_logits"][:2]) < 1e-4
+
+
 @pytest.mark.parametrize("name", ["instance_soft", "instance_hard"])
 @torch.no_grad()
 def test_mask_codes(golden, name):

@@ -6,11 +6,17 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForDepthEstimation,
+    AutoModelForImageSegmentation,
+    AutoModelForInstanceSegmentation,
+    AutoModelForObjectDetection,
 )
+from transformers.models.auto import modeling_auto
 
+from .coco_annotations_ait import contiguous_categories
 from .configuration_ait import AiTBinTokenizerConfig, AiTConfig, AiTSwinV2Config, AiTVQVAEConfig
 from .configuration_token_decoder import AiTTokenDecoderConfig
 from .image_processing_ait_depth import AiTDepthImageProcessor
+from .image_processing_ait_instance import AiTInstanceImageProcessor
 from .modeling_ait import AiTForDenseAndInstancePrediction, AiTModel, AiTModelOutput, AiTOutput
 from .modeling_ait_swinv2 import AiTSwinV2Backbone
 from .modeling_ait_vqvae import AiTVQVAEModel, AiTVQVAEOutput
@@ -26,6 +32,7 @@ __all__ = [
     "AiTConfig",
     "AiTDepthImageProcessor",
     "AiTForDenseAndInstancePrediction",
+    "AiTInstanceImageProcessor",
     "AiTModel",
     "AiTModelOutput",
     "AiTOutput",
@@ -36,6 +43,7 @@ __all__ = [
     "AiTVQVAEModel",
     "AiTVQVAEOutput",
     "TokenVocabulary",
+    "contiguous_categories",
     "save_with_code",
 ]
 
@@ -49,5 +57,27 @@ for _config_class, _model_class in (
     AutoModel.register(_config_class, _model_class, exist_ok=True)
 
 AutoBackbone.register(AiTSwinV2Config, AiTSwinV2Backbone, exist_ok=True)
-AutoModelForDepthEstimation.register(AiTConfig, AiTForDenseAndInstancePrediction, exist_ok=True)
+for _auto_class in (
+    AutoModelForDepthEstimation,
+    AutoModelForImageSegmentation,
+    AutoModelForInstanceSegmentation,
+    AutoModelForObjectDetection,
+):
+    _auto_class.register(AiTConfig, AiTForDenseAndInstancePrediction, exist_ok=True)
+
+# The segmentation and detection pipelines copy these tables, which forgets registered classes, and then log an error
+# for a model that works. Private to transformers, hence the default.
+for _task in ("INSTANCE_SEGMENTATION", "OBJECT_DETECTION"):
+    getattr(modeling_auto, f"MODEL_FOR_{_task}_MAPPING_NAMES", {}).setdefault(
+        AiTConfig.model_type, AiTForDenseAndInstancePrediction.__name__
+    )
+
+
+class _InstanceProcessorKey(AiTConfig):
+    """Stands for the second image processor: one entry holds one class, or saved processors come back as another."""
+
+
 AutoImageProcessor.register(AiTConfig, image_processor_classes={"torchvision": AiTDepthImageProcessor}, exist_ok=True)
+AutoImageProcessor.register(
+    _InstanceProcessorKey, image_processor_classes={"torchvision": AiTInstanceImageProcessor}, exist_ok=True
+)

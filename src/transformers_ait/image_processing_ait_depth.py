@@ -24,6 +24,8 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import ModelOutput, TensorType, logging
 
+from .configuration_ait import TASK_IDS
+
 logger = logging.get_logger(__name__)
 
 MIN_DEPTH = 1e-3  # metres; predictions are clamped here once, after windows and flips are averaged
@@ -38,10 +40,12 @@ class AiTDepthImageProcessorKwargs(ImagesKwargs, total=False):
     Args:
         num_windows: square windows per image, evenly spaced along its longer edge; 1 squashes it into one square.
         do_flip_augment: add the horizontal flip of every window; post-processing un-flips and averages.
+        task: "depth", the task of a model that does several; None leaves it to the model.
     """
 
     num_windows: int | None
     do_flip_augment: bool | None
+    task: str | None
 
 
 class WindowLayout(NamedTuple):
@@ -94,6 +98,7 @@ class AiTDepthImageProcessor(TorchvisionBackend):
         do_normalize: subtract `image_mean`, divide by `image_std`.
         num_windows: windows per image; 1 squashes the image into one square.
         do_flip_augment: add the horizontal flip of every window.
+        task: "depth" for a model that does several tasks (a joint one); None leaves it to the model.
     """
 
     valid_kwargs = AiTDepthImageProcessorKwargs
@@ -110,6 +115,7 @@ class AiTDepthImageProcessor(TorchvisionBackend):
     image_std = IMAGENET_DEFAULT_STD
     num_windows = 2
     do_flip_augment = True
+    task = None
 
     def __init__(self, **kwargs: Unpack[AiTDepthImageProcessorKwargs]):
         super().__init__(**kwargs)  # type: ignore[misc]
@@ -123,6 +129,8 @@ class AiTDepthImageProcessor(TorchvisionBackend):
             raise ValueError(f"size must be a square such as {{'height': 480, 'width': 480}}, got {given}.")
         if isinstance(num_windows, bool) or not isinstance(num_windows, int) or num_windows < 1:
             raise ValueError(f"num_windows must be an integer of at least 1, got {num_windows!r}.")
+        if kwargs.get("task") not in (None, "depth"):
+            raise ValueError(f"task must be 'depth' or None, got {kwargs['task']!r}.")
         for name in ("do_center_crop", "do_pad"):
             if kwargs.get(name):
                 raise ValueError(f"{name} is not supported: the windows already cover the whole image; leave it out.")
@@ -146,7 +154,7 @@ class AiTDepthImageProcessor(TorchvisionBackend):
 
         Returns:
             `pixel_values` (B, 3, S, S) with one view per image, else (B, V, 3, S, S) with V = windows, then flipped
-            windows; `depth_labels` (B, S, S) metres when `depth_maps` are given.
+            windows; `depth_labels` (B, S, S) metres when `depth_maps` are given; `task_ids` (B,) when `task` is set.
 
         Raises:
             OSError: a file cannot be read as an image.
@@ -219,6 +227,7 @@ class AiTDepthImageProcessor(TorchvisionBackend):
         num_windows: int,
         do_flip_augment: bool,
         return_tensors: str | TensorType | None,
+        task: str | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         window, pixel_values = size["height"], []
@@ -238,7 +247,10 @@ class AiTDepthImageProcessor(TorchvisionBackend):
             if do_flip_augment:
                 views = torch.cat([views, views.flip(-1)])
             pixel_values.append(views[0] if len(views) == 1 else views)
-        return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
+        data: dict[str, Any] = {"pixel_values": pixel_values}
+        if task is not None:
+            data["task_ids"] = [TASK_IDS[task]] * len(images)
+        return BatchFeature(data, tensor_type=return_tensors)
 
     def _prepare_depth_maps(
         self, depth_maps: Any, images: list[Tensor], num_windows: int, do_flip_augment: bool, **kwargs: Any

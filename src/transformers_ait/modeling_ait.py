@@ -230,6 +230,7 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
         depth_labels: Tensor | None = None,
         instance_labels: InstanceLabels | None = None,
         return_dict: bool | None = None,
+        task_ids: Tensor | None = None,
     ) -> AiTOutput | tuple:
         """Training loss with labels, the decoded prediction without.
 
@@ -243,11 +244,12 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
                 ready sequences: `input_ids` (L - 1,), `target_ids` (L,) and `mask_crops` (true objects, h, w) in
                 sequence order; then nothing is drawn at random.
             return_dict: False returns a tuple.
+            task_ids: (B,), all alike: the task as a number of `TASK_IDS`, as an image processor's `task` gives it.
 
         Raises:
-            ValueError: unknown task, labels of another task, or shapes and values that the task cannot use.
+            ValueError: unknown task, `task` and `task_ids` that differ, labels of another task, or shapes and values that the task cannot use.
         """
-        task = self._resolve_task(task)
+        task = self._resolve_task(task if task_ids is None else _task_of_ids(task_ids, task))
         if (instance_labels if task == "depth" else depth_labels) is not None:
             raise ValueError(f"task {task!r} takes {'depth_labels' if task == 'depth' else 'instance_labels'} alone.")
         if depth_labels is not None:
@@ -498,6 +500,17 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
             raise ValueError("depth_labels must be finite and not negative; mark invalid pixels with 0.")
         size = self.config.depth_tokenizer_config.image_size
         return F.pad(labels, (0, size - labels.shape[2], 0, size - labels.shape[1]))
+
+
+def _task_of_ids(task_ids: Tensor, task: str | None) -> str:
+    """The task that a batch's ids name, which must be `task` where that is given."""
+    names = [name for name, index in TASK_IDS.items() if (task_ids == index).all()]
+    if task_ids.numel() == 0 or len(names) != 1 or task not in (None, *names):
+        raise ValueError(
+            f"task_ids must all be one of {TASK_IDS} and agree with task, got {task_ids.tolist()} and task={task!r}; "
+            "set `task` of the image processor."
+        )
+    return names[0]
 
 
 def _detokenize(tokenizer: AiTVQVAEModel | AiTBinTokenizer, code_logits: Tensor, soft: bool) -> Tensor:

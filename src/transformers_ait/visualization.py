@@ -1,5 +1,6 @@
-"""Depth as pictures: colour maps with invalid pixels in grey, and a figure of photographs, depth, truth and error."""
+"""Pictures: colour maps of depth with invalid pixels in grey, figures of depth, and objects drawn over photographs."""
 
+import colorsys
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 DEPTH_CMAP = "magma_r"  # near is light, far is dark
 ERROR_CMAP = "PuBu"  # another hue than depth, so the two scales are not confused
 INVALID_GREY = 190
+MASK_OPACITY = 0.45
 
 _INK, _MUTED = "#1f2328", "#656d76"
 _DPI = 160
@@ -130,6 +135,56 @@ def depth_panel(
     return picture
 
 
+def draw_instances(
+    image: Image.Image | np.ndarray,
+    labels: Sequence[str],
+    scores: Sequence[float] | Tensor | None = None,
+    masks: Sequence[Image.Image | np.ndarray | Tensor] | np.ndarray | Tensor | None = None,
+    boxes: Sequence[Sequence[float]] | np.ndarray | Tensor | None = None,
+) -> Image.Image:
+    """Draw objects over a photograph: masks with contours, or boxes, each with its class and score.
+
+    Results of an "image-segmentation" pipeline fit:
+    `draw_instances(image, *([r[key] for r in results] for key in ("label", "score", "mask")))`.
+
+    Args:
+        image: photograph, PIL or uint8 (H, W, 3).
+        labels: class name of each object.
+        scores: of each object, in [0, 1]; None leaves them out.
+        masks: (H, W) of each object, nonzero inside. Smaller objects are drawn over larger ones.
+        boxes: (N, 4) xyxy pixels; drawn where there are no masks, else they only place the labels.
+
+    Returns:
+        An RGB image of the photograph's size.
+
+    Raises:
+        ValueError: neither masks nor boxes, unequal numbers, or a mask of another size than the image.
+    """
+    picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+    if masks is None and boxes is None:
+        raise ValueError("draw_instances needs masks or boxes, got neither.")
+    for name, values in (("scores", scores), ("masks", masks), ("boxes", boxes)):
+        if values is not None and len(values) != len(labels):
+            raise ValueError(f"{name} must hold one entry per label, got {len(values)} for {len(labels)}.")
+    regions = None if masks is None else [_region(mask, picture.size) for mask in masks]
+    frames = [_frame(region) for region in regions or []] if boxes is None else [tuple(map(float, b)) for b in boxes]
+    colors = [_object_color(index) for index in range(len(labels))]
+    line = max(2, round(max(picture.size) / 400))
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in frames]
+    order = sorted(range(len(labels)), key=lambda index: -areas[index])
+    if regions is not None:
+        picture = _overlay(picture, [(regions[index], colors[index]) for index in order], line)
+    draw = ImageDraw.Draw(picture)
+    for index in order:
+        if regions is None:
+            draw.rectangle(frames[index], outline=colors[index], width=line)
+        elif not regions[index].any():
+            continue
+        score = "" if scores is None else f" {float(scores[index]):.2f}"
+        _draw_label(draw, f"{labels[index]}{score}", frames[index], colors[index], picture.size)
+    return picture
+
+
 class _Panel:
     """Tiles placed in inches on one matplotlib figure, drawn without pyplot's global state."""
 
@@ -200,6 +255,53 @@ class _Panel:
         self.figure.text(
             x / self.width, y / self.height, text, fontsize=size, color=color, verticalalignment="center", **kwargs
         )
+
+
+def _object_color(index: int) -> tuple[int, int, int]:
+    """Hues by the golden ratio, so that any number of neighbours differ."""
+    red, green, blue = colorsys.hsv_to_rgb((0.58 + index * 0.618034) % 1.0, 0.72, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _region(mask: Image.Image | np.ndarray | Tensor, size: tuple[int, int]) -> np.ndarray:
+    region = (mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)) > 0
+    if region.shape != size[::-1]:
+        raise ValueError(f"masks must be (H, W) of the image, {size[::-1]}, got {region.shape}.")
+    return region
+
+
+def _frame(region: np.ndarray) -> tuple[float, ...]:
+    if not region.any():
+        return 0.0, 0.0, 0.0, 0.0
+    return tuple(masks_to_boxes(torch.from_numpy(region)[None])[0].tolist())
+
+
+def _overlay(picture: Image.Image, objects: list[tuple[np.ndarray, tuple[int, int, int]]], line: int) -> Image.Image:
+    """Translucent regions, each with an opaque contour of `line` pixels inside its edge."""
+    pixels = np.asarray(picture).astype(np.float32)
+    for region, color in objects:
+        # What lies beyond the image counts as outside, so that contours close along its border.
+        outside = F.pad(torch.from_numpy(~region).float()[None, None], [line] * 4, value=1.0)
+        contour = region & (F.max_pool2d(outside, 2 * line + 1, stride=1)[0, 0] > 0).numpy()
+        pixels[region] = (1 - MASK_OPACITY) * pixels[region] + MASK_OPACITY * np.asarray(color, np.float32)
+        pixels[contour] = color
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def _draw_label(
+    draw: ImageDraw.ImageDraw, text: str, frame: tuple[float, ...], color: tuple[int, int, int], size: tuple[int, int]
+) -> None:
+    """Text on a chip of the object's colour at the upper left corner of its frame, kept inside the image."""
+    font = ImageFont.load_default(max(11, round(max(size) / 45)))
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    pad = max(2, round(max(size) / 250))
+    width, height = right - left + 2 * pad, bottom - top + 2 * pad
+    x = min(max(frame[0], 0), max(size[0] - width, 0))
+    y = min(max(frame[1] - height, 0), max(size[1] - height, 0))
+    draw.rounded_rectangle((x, y, x + width, y + height), radius=pad, fill=color)
+    red, green, blue = color
+    dark = 0.299 * red + 0.587 * green + 0.114 * blue > 140
+    draw.text((x + pad - left, y + pad - top), text, font=font, fill=_INK if dark else "white")
 
 
 def _matplotlib(module: str) -> Any:

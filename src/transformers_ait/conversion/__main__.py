@@ -8,6 +8,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from huggingface_hub.errors import StrictDataclassError
+
 from .converter import convert
 from .parity import ParityError
 from .reverser import reverse
@@ -18,7 +20,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m transformers_ait.conversion", description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", required=True, help="original file; with --reverse a folder of this family")
     parser.add_argument(
-        "--config", help="name of a folder of hub_configs, or a JSON file with an original configuration"
+        "--config",
+        help="name of a folder of hub_configs, path of such a folder, or a JSON file with an original configuration "
+        "(a task-solver's `model`, a VQ-VAE's own, or `backbone` alone)",
     )
     parser.add_argument("--vqvae-depth", help="file of the depth VQ-VAE, if the checkpoint holds none")
     parser.add_argument("--vqvae-mask", help="file of the mask VQ-VAE, if the checkpoint holds none")
@@ -38,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"Written to {reverse(options.checkpoint, options.output)}.")
         else:
             print(convert(options.checkpoint, options.config, options.output, options.vqvae_depth, options.vqvae_mask))
-    except (OSError, ValueError, TypeError, ParityError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError, ParityError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -28,8 +28,13 @@ CAUSES = {
     r"insseg_head\.vqvae\..*": "the mask VQ-VAE is not in the checkpoint or is another one; pass --vqvae-mask FILE",
     r".*\.wk\.bias": "key biases change no output, but every original checkpoint has them: is the file complete?",
     r"backbone\..*": "another backbone size (base or large): another NAME?",
+    r"transformer\..*": "another number of blocks or another width: another NAME?",
     r"(encoder|decoder|_vq_vae)\..*": "a VQ-VAE of other sizes (downsample ratio, width, codes): another NAME?",
+    r"(det|insseg|depth)_head\..*": "a head of another task: another NAME?",
+    r".*": "no name of an original AiT checkpoint: another NAME, or a file of another project?",
 }
+# What torch.load says when it refuses to run code from a file.
+REFUSED_CODE = re.compile(r"(?:global|class)\s+([\w.]+)", re.IGNORECASE)
 MAX_LISTED = 8
 
 
@@ -53,7 +58,7 @@ class Renamed:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of an original checkpoint under their original names, memory-mapped where the format allows.
+    """Tensors of an original checkpoint under their original names, in float32, memory-mapped where that is possible.
 
     Wrapping dictionaries (`state_dict`, `model`, `weights`) and a common prefix `module.` are removed; `meta`,
     `optimizer` and other companions are ignored.
@@ -76,7 +81,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} must be a .pth, .pt or .safetensors file.")
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
+    # Float32 tensors stay memory-mapped; half-precision ones are widened once, for the model and its proof.
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -84,19 +90,29 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dictionary
     except Exception as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file, it is damaged, incomplete or of another kind ({error}); "
+            "copy or download it again."
+        ) from error
 
 
 def _read_torch(path: Path) -> object:
     try:
         # Files of PyTorch before 1.6 are no zip archives and cannot be memory-mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        # Only the reason: the rest of the message advises weights_only=False, which would run code from the file.
-        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0]
+    except Exception as error:
+        # Not the whole message: torch.load advises weights_only=False, which would run code from the file.
+        refused = REFUSED_CODE.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused:
+            raise CheckpointError(
+                f"{path} is refused, because it holds more than tensors: loading it would run {refused[1]}. It is only "
+                "read with weights_only=True. If you trust the file, keep its tensors alone, in a process where that "
+                "code may run: torch.save({'state_dict': ...}, NEW_FILE)."
+            ) from error
+        reason = [line for line in str(error).splitlines() if "weights_only" not in line and line.strip()]
         raise CheckpointError(
-            f"{path} cannot be read with weights_only=True: {reason} If the file is whole and you trust it, keep only "
-            "its tensors: torch.save({'state_dict': ...}, FILE)."
+            f"{path} cannot be read as a PyTorch checkpoint, it is damaged, incomplete or of another kind "
+            f"({reason[0].strip() if reason else type(error).__name__}); copy or download it again."
         ) from error
 
 
@@ -170,7 +186,7 @@ def rename(
         pretraining: the tensors come from a backbone pretraining file.
 
     Returns:
-        The renamed tensors in float32, sharing memory where they already were float32.
+        The renamed tensors, sharing memory with the original ones.
 
     Raises:
         CheckpointError: names every offending key, its shape and the likely cause.
@@ -199,7 +215,7 @@ def rename(
             + more
         )
     present = {name: mine for name, mine in names.items() if name in tensors}
-    renamed = {mine: tensors[name].float() for name, mine in present.items()}
+    renamed = {mine: tensors[name] for name, mine in present.items()}
     return Renamed(renamed, dropped, [mine for name, mine in names.items() if name not in tensors])
 
 
@@ -226,5 +242,4 @@ def _differing_duplicates(tensors: Mapping[str, Tensor], dropped: Mapping[str, s
 
 
 def _cause(name: str) -> str:
-    cause = next((cause for pattern, cause in CAUSES.items() if re.fullmatch(pattern, name)), None)
-    return f" ({cause})" if cause else ""
+    return f" ({next(cause for pattern, cause in CAUSES.items() if re.fullmatch(pattern, name))})"

@@ -1,11 +1,11 @@
 """Original checkpoint to a folder of this family: strict, proved by forward passes, and nothing written before that."""
 
 import json
-import shutil
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
-from ..configuration_ait import AiTConfig, AiTVQVAEConfig
-from ..image_processing_ait_depth import AiTDepthImageProcessor
+from ..configuration_ait import AiTConfig, AiTSwinV2Config, AiTVQVAEConfig
 from ..modeling_ait import AiTForDenseAndInstancePrediction
+from ..modeling_ait_swinv2 import AiTSwinV2Backbone
 from ..modeling_ait_vqvae import AiTVQVAEModel
 from .checkpoint import CheckpointError, Renamed, read_checkpoint, rename, vqvae_sizes, with_backbone_prefix
-from .key_map import NameMap, decoder_names, dropped_shapes, task_solver_names, tokenizer_names, vqvae_names
+from .companions import write_companions
+from .key_map import (
+    NameMap,
+    backbone_names,
+    decoder_names,
+    dropped_shapes,
+    task_solver_names,
+    tokenizer_names,
+    vqvae_names,
+)
 from .original_config import (
     ait_config_from_original,
+    backbone_config_from_original,
     original_from_ait_config,
     original_from_vqvae_config,
     vqvae_config_from_original,
@@ -30,6 +41,7 @@ from .parity import (
     Comparison,
     ParityError,
     Probe,
+    backbone_probes,
     compare,
     dropped_buffer_probes,
     format_table,
@@ -39,7 +51,15 @@ from .parity import (
 )
 from .reverser import load_own_config
 
+# There in a checkout of the repository, not in an installed package.
 HUB_CONFIGS = Path(__file__).resolve().parents[3] / "hub_configs"
+
+OwnConfig = AiTConfig | AiTVQVAEConfig | AiTSwinV2Config
+MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
+    AiTConfig.model_type: AiTForDenseAndInstancePrediction,
+    AiTVQVAEConfig.model_type: AiTVQVAEModel,
+    AiTSwinV2Config.model_type: AiTSwinV2Backbone,
+}
 
 
 @dataclass
@@ -55,7 +75,7 @@ class Source:
         pretraining: the file is a backbone's pretraining, whose windows may be others.
     """
 
-    config: AiTConfig | AiTVQVAEConfig
+    config: OwnConfig
     original: dict[str, Any]
     tensors: dict[str, Tensor]
     names: NameMap
@@ -89,30 +109,54 @@ class Report:
         return "\n".join([*lines, f"Written to {self.output}."])
 
 
-def load_configuration(source: str | Path) -> tuple[AiTConfig | AiTVQVAEConfig, dict[str, Any]]:
+def load_configuration(source: str | Path) -> tuple[OwnConfig, dict[str, Any]]:
     """Our configuration and the original one.
 
     Args:
-        source: name of a folder of hub_configs, such a folder, or a JSON file with an original configuration.
+        source: name of a folder of hub_configs, such a folder, or a JSON file with an original configuration: that of a
+            task-solver (what the original file calls `model`), of a VQ-VAE, or of a backbone (`backbone` alone).
 
     Raises:
         FileNotFoundError: it is none of these.
-        ValueError: one of the two cannot express the other.
+        ValueError: the file is no such JSON, or one of the two configurations cannot express the other.
     """
-    path = Path(source)
-    if path.is_file():
-        original = json.loads(path.read_text())
-        original = original.get("config", original)
-        is_vqvae = "downsample_ratio" in original
-        return (vqvae_config_from_original if is_vqvae else ait_config_from_original)(original), original
+    if Path(source).is_file():
+        return _read_original_configuration(Path(source))
     folder = _hub_folder(source)
     if folder is None:
         known = sorted(entry.name for entry in HUB_CONFIGS.glob("*/"))
-        raise FileNotFoundError(f"--config {source} is neither a JSON file nor a folder; known names: {known}.")
+        hint = (
+            f"known names: {known}."
+            if known
+            else (
+                "names stand for the folders of hub_configs, which a checkout of the repository has and an installed "
+                "package has not. Give the path of such a folder, or a JSON file with the original configuration."
+            )
+        )
+        raise FileNotFoundError(f"--config {source} is neither a JSON file nor a folder; {hint}")
     config = load_own_config(folder)
     if isinstance(config, AiTVQVAEConfig):
         return config, original_from_vqvae_config(config)
     return config, original_from_ait_config(config)
+
+
+def _read_original_configuration(path: Path) -> tuple[OwnConfig, dict[str, Any]]:
+    try:
+        original = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"--config {path} is not JSON ({error}); write the dictionary `model` of the original configuration to a "
+            "JSON file."
+        ) from error
+    if not isinstance(original, dict) or "model_type" in original:
+        raise ValueError(
+            f"--config {path} holds no original configuration; for a configuration of this family give its folder."
+        )
+    original = original.get("model", original.get("config", original))
+    if set(original) == {"backbone"}:
+        return backbone_config_from_original(original["backbone"]), original
+    is_vqvae = "downsample_ratio" in original
+    return (vqvae_config_from_original if is_vqvae else ait_config_from_original)(original), original
 
 
 def _hub_folder(source: str | Path) -> Path | None:
@@ -162,26 +206,43 @@ def _with_tokenizer(
     return {**tensors, **added}
 
 
-def read_source(checkpoint: str | Path, config: str | Path, tokenizer_files: Mapping[str, str | Path]) -> Source:
-    """Read checkpoint and configuration, and decide what may be missing.
+def _backbone_source(tensors: dict[str, Tensor], config: AiTSwinV2Config, original: dict[str, Any]) -> Source:
+    names = backbone_names(config, ours="")
+    final_norm = {name for name in names if name.startswith("backbone.norm")}
+    return Source(config, original, with_backbone_prefix(tensors), names, final_norm, pretraining=True)
+
+
+def make_source(
+    checkpoint: str | Path,
+    tensors: dict[str, Tensor],
+    configuration: tuple[OwnConfig, dict[str, Any]],
+    tokenizer_files: Mapping[str, str | Path],
+) -> Source:
+    """Decide by the tensors' names what may be missing.
 
     Args:
-        checkpoint: an original file of any kind.
-        config: see `load_configuration`.
+        checkpoint: the file, for messages.
+        tensors: its tensors.
+        configuration: see `load_configuration`.
         tokenizer_files: original prefix of a tokenizer -> file of a VQ-VAE to put there.
+
+    Raises:
+        CheckpointError: the tensors are of another kind of model than the configuration.
     """
-    own_config, original = load_configuration(config)
-    tensors = read_checkpoint(checkpoint)
+    config, original = configuration
     kind = _tensors_kind(tensors)
-    if (kind == "vqvae") != isinstance(own_config, AiTVQVAEConfig):
+    fitting = {AiTVQVAEConfig: ("vqvae",), AiTSwinV2Config: ("backbone",)}
+    if kind not in fitting.get(type(config), ("task-solver", "encoder", "backbone")):
         raise CheckpointError(
-            f"{checkpoint} looks like a {kind} file, but --config describes a {own_config.model_type} model; its names "
+            f"{checkpoint} looks like a {kind} file, but --config describes a {config.model_type} model; its names "
             f"start with {sorted(tensors)[:3]}."
         )
-    if isinstance(own_config, AiTVQVAEConfig):
-        _check_vqvae_sizes(tensors, own_config, checkpoint)
-        return Source(own_config, original, tensors, vqvae_names(own_config))
-    return _task_solver_source(tensors, own_config, original, tokenizer_files)
+    if isinstance(config, AiTVQVAEConfig):
+        _check_vqvae_sizes(tensors, config, checkpoint)
+        return Source(config, original, tensors, vqvae_names(config))
+    if isinstance(config, AiTSwinV2Config):
+        return _backbone_source(tensors, config, original)
+    return _task_solver_source(tensors, config, original, tokenizer_files)
 
 
 def _check_vqvae_sizes(tensors: Mapping[str, Tensor], config: AiTVQVAEConfig, file: str | Path) -> None:
@@ -195,29 +256,64 @@ def _check_vqvae_sizes(tensors: Mapping[str, Tensor], config: AiTVQVAEConfig, fi
 
 def rename_source(source: Source) -> Renamed:
     """The source's tensors under our names; raises CheckpointError for what does not fit."""
-    model_class = _model_class(source.config)
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in model_class(source.config).state_dict().items()}
+        model = MODEL_CLASSES[source.config.model_type](source.config)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     buffers: dict[str, torch.Size] = {}
     if isinstance(source.config, AiTConfig) and not source.pretraining:
         buffers = dropped_shapes(source.config)
     return rename(source.tensors, source.names, shapes, buffers, source.optional, source.pretraining)
 
 
-def _model_class(config: AiTConfig | AiTVQVAEConfig) -> type[PreTrainedModel]:
-    return AiTVQVAEModel if isinstance(config, AiTVQVAEConfig) else AiTForDenseAndInstancePrediction
+def read_and_rename(
+    checkpoint: str | Path, config: str | Path, tokenizer_files: Mapping[str, str | Path]
+) -> tuple[Source, Renamed]:
+    """Source and its tensors under our names; where they do not fit, the error names the configurations that do.
+
+    Args:
+        checkpoint: an original file of any kind.
+        config: see `load_configuration`.
+        tokenizer_files: original prefix of a tokenizer -> file of a VQ-VAE to put there.
+    """
+    configuration = load_configuration(config)
+    tensors = read_checkpoint(checkpoint)
+    try:
+        source = make_source(checkpoint, tensors, configuration, tokenizer_files)
+        return source, rename_source(source)
+    except CheckpointError as error:
+        names = _fitting_names(checkpoint, tensors, tokenizer_files) if _hub_folder(config) else []
+        if not names:
+            raise
+        raise CheckpointError(f"{error}\nIt does fit --config {' or '.join(names)}.") from error
 
 
-def build_model(config: AiTConfig | AiTVQVAEConfig, renamed: Renamed) -> PreTrainedModel:
+def _fitting_names(
+    checkpoint: str | Path, tensors: dict[str, Tensor], tokenizer_files: Mapping[str, str | Path]
+) -> list[str]:
+    """Names of hub_configs that a checkpoint fits."""
+    names = []
+    for folder in sorted(HUB_CONFIGS.glob("*/")):
+        try:
+            rename_source(make_source(checkpoint, tensors, load_configuration(folder), tokenizer_files))
+        except ValueError:
+            continue
+        names.append(folder.name)
+    return names
+
+
+def build_model(config: OwnConfig, renamed: Renamed) -> PreTrainedModel:
     """Model in evaluation mode that shares the renamed tensors' memory."""
-    return _model_class(config).from_pretrained(None, config=config, state_dict=dict(renamed.tensors))
+    model_class = MODEL_CLASSES[config.model_type]
+    return model_class.from_pretrained(None, config=config, state_dict=dict(renamed.tensors))
 
 
 def build_probes(source: Source) -> list[Probe]:
     """Questions to the converted model, answered by the plain re-computation from the source's original tensors."""
-    if isinstance(source.config, AiTVQVAEConfig):
-        config = source.config
+    config = source.config
+    if isinstance(config, AiTVQVAEConfig):
         return vqvae_probes("VQ-VAE", source.tensors, config.downsample_ratio, source.original["use_norm"], config.tau)
+    if isinstance(config, AiTSwinV2Config):
+        return backbone_probes(source.tensors, source.original, source.names)
     probes = task_solver_probes(source.tensors, source.original, source.names)
     return probes if source.pretraining else [*dropped_buffer_probes(source.tensors, source.original), *probes]
 
@@ -226,29 +322,38 @@ def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return {name: zlib.crc32(tensor.contiguous().numpy().data) for name, tensor in tensors.items()}
 
 
-def _write(source: Source, folder: Path, hub_folder: Path | None) -> tuple[list[Probe], dict[str, int], Renamed]:
-    """Build the model, prove it, and only then write weights, configuration, preprocessor and model card.
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without transformers' progress bars and its report on missing tensors, which are checked and reported here."""
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()
+
+
+def _write(
+    source: Source, renamed: Renamed, folder: Path, hub_folder: Path | None
+) -> tuple[list[Probe], dict[str, int]]:
+    """Build the model, prove it, and only then write weights, configuration and what else belongs to a folder.
 
     Returns:
-        The probes and checksums for the reloaded model, and what was renamed, without the tensors.
+        The probes and checksums for the reloaded model.
     """
-    renamed = rename_source(source)
     model = build_model(source.config, renamed)
     probes = build_probes(source)
     require_parity(compare(model, probes), "before saving")
     checksums = _checksums(renamed.tensors)
-    if renamed.absent:
-        model.config.initialization_only = True
+    if isinstance(model.config, AiTConfig):
+        model.config.initialization_only = bool(renamed.absent)
     model.save_pretrained(folder, state_dict=dict(renamed.tensors))
-    if hub_folder is not None:
-        for name in ("preprocessor_config.json", "README.md"):
-            if (hub_folder / name).is_file():
-                shutil.copyfile(hub_folder / name, folder / name)
-    elif isinstance(model.config, AiTConfig) and "depth" in model.config.tasks:
-        side = model.config.depth_tokenizer_config.image_size
-        AiTDepthImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
+    write_companions(folder, source.config, hub_folder, bool(renamed.absent))
     renamed.tensors.clear()
-    return probes, checksums, renamed
+    return probes, checksums
 
 
 def _reload(
@@ -257,7 +362,7 @@ def _reload(
     """Load the written folder and prove it again, bit by bit and by the same probes."""
     loaded: Any = model_class.from_pretrained(folder, output_loading_info=True)
     model, info = loaded
-    if info["unexpected_keys"] or info["mismatched_keys"] or set(info["missing_keys"]) != set(absent):
+    if info["unexpected_keys"] or info["mismatched_keys"] or not set(info["missing_keys"]) <= set(absent):
         raise ParityError(f"The written folder does not load as it was saved: {info}. Nothing was kept.")
     tensors = model.state_dict()
     reloaded = _checksums({name: tensors[name] for name in checksums})
@@ -299,12 +404,13 @@ def convert(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"--output {output} exists and is not an empty folder; choose another one.")
     files = {"depth_head.vqvae.": vqvae_depth, "insseg_head.vqvae.": vqvae_mask}
-    source = read_source(checkpoint, config, {prefix: file for prefix, file in files.items() if file is not None})
-    model_class = _model_class(source.config)
+    given = {prefix: file for prefix, file in files.items() if file is not None}
+    source, renamed = read_and_rename(checkpoint, config, given)
+    model_class = MODEL_CLASSES[source.config.model_type]
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as parent:
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as parent, _quiet_loading():
         folder = Path(parent) / output.name
-        probes, checksums, renamed = _write(source, folder, _hub_folder(config))
+        probes, checksums = _write(source, renamed, folder, _hub_folder(config))
         source.tensors.clear()  # the reloaded model must be the only copy in memory
         comparisons = _reload(model_class, folder, probes, checksums, renamed.absent)
         if output.exists():

@@ -14,6 +14,8 @@ from ..configuration_token_decoder import AiTTokenDecoderConfig
 
 HEADS = {"det": "detection", "insseg": "instance", "depth": "depth"}
 STRIDE = 32
+# Entries that only say from which file a training starts.
+WHERE_TRAINING_STARTS = ("init_cfg", "pretrained")
 NUM_TASK_SLOTS = 4
 
 _REQUIRED = object()
@@ -46,6 +48,12 @@ class _Section:
         for key in keys:
             self.unread.pop(key, None)
 
+    def expect_empty(self, *keys: str) -> None:
+        """Read entries that change no result as long as they are empty."""
+        for key in keys:
+            if found := self.unread.pop(key, None):
+                raise ValueError(f"{self.name}.{key} is {found!r}; only an empty one can be represented.")
+
     def close(self) -> None:
         """Reject what nobody read."""
         if self.unread:
@@ -59,9 +67,12 @@ def backbone_config_from_original(original: Mapping[str, Any]) -> AiTSwinV2Confi
     """`AiTSwinV2Config` of an original `backbone` section; raises ValueError for what it cannot represent."""
     section = _Section("backbone", original)
     depths = section.take("depths")
-    section.expect(type="SwinV2TransformerRPE2FC", ape=False, patch_norm=True, patch_size=4, mlp_ratio=4)
-    section.expect(out_indices=[len(depths) - 1])
-    section.skip("pretrain_img_size", "use_checkpoint", "init_cfg")
+    section.expect(type="SwinV2TransformerRPE2FC", ape=False, patch_norm=True, patch_size=4, mlp_ratio=4, in_chans=3)
+    section.expect(qkv_bias=True, qk_scale=None, drop_rate=0, attn_drop_rate=0, frozen_stages=-1)
+    last = len(depths) - 1
+    if (outputs := list(section.take("out_indices", [last]))) != [last]:
+        raise ValueError(f"backbone.out_indices is {outputs}; only the last stage, {[last]}, can be represented.")
+    section.skip("pretrain_img_size", "use_checkpoint", "with_cp", *WHERE_TRAINING_STARTS)
     config = AiTSwinV2Config(
         embed_dim=section.take("embed_dim"),
         depths=depths,
@@ -79,7 +90,7 @@ def _tokenizer_config(name: str, original: Mapping[str, Any], ignore_zero: bool)
     """Read the task-solver's dialect (`vae_cfg`)."""
     section = _Section(f"{name}.vae_cfg", original)
     section.expect(type="VQVAE", freeze=True)
-    section.skip("pretrained")
+    section.skip(*WHERE_TRAINING_STARTS)
     side, tokens, final_width = section.take("mask_size"), section.take("token_length"), section.take("hidden_dim")
     grid = math.isqrt(tokens)
     if grid**2 != tokens or side % grid or 2 * final_width % (side // grid):
@@ -106,7 +117,7 @@ def vqvae_config_from_original(original: Mapping[str, Any]) -> AiTVQVAEConfig:
     """`AiTVQVAEConfig` of a VQ-VAE's own training configuration; raises ValueError for what it cannot represent."""
     section = _Section("the VQ-VAE section", original)
     section.expect(train_objective="regression", residul_type="v1")
-    section.skip("max_value")
+    section.skip("max_value", *WHERE_TRAINING_STARTS)
     loss = section.take("loss_type")
     if loss not in ("mse", "mse_ignore_zero"):
         raise ValueError(f"loss_type is {loss!r}; only 'mse' and 'mse_ignore_zero' can be represented.")
@@ -127,6 +138,7 @@ def vqvae_config_from_original(original: Mapping[str, Any]) -> AiTVQVAEConfig:
 
 def _decoder_config(section: _Section) -> AiTTokenDecoderConfig:
     section.expect(type="ARTransformer", pos_enc="sine", pred_eos=False)
+    section.skip(*WHERE_TRAINING_STARTS)
     return AiTTokenDecoderConfig(
         hidden_size=section.take("d_model"),
         num_attention_heads=section.take("nhead"),
@@ -198,6 +210,8 @@ def _head_fields(heads: Mapping[str, Any], vocabulary: Mapping[str, int], soft_d
         section = _Section(f"task_heads.{name}", values)
         section.expect(type={"det": "DetHead", "insseg": "InsSegHead", "depth": "DepthHead"}[name])
         section.expect(task_id=TASK_IDS[HEADS[name]])
+        section.skip(*WHERE_TRAINING_STARTS)
+        section.expect_empty("train_cfg", "test_cfg")
         is_depth = name == "depth"
         read = _depth_head(section, vocabulary, soft_decode) if is_depth else _object_head(name, section, vocabulary)
         section.close()
@@ -233,7 +247,8 @@ def ait_config_from_original(original: Mapping[str, Any]) -> AiTConfig:
     """
     model, transformer = _Section("model", original), _Section("transformer", original.get("transformer"))
     model.expect(type="AiT")
-    model.skip("transformer")
+    model.skip("transformer", *WHERE_TRAINING_STARTS)
+    model.expect_empty("train_cfg", "test_cfg")
     backbone = backbone_config_from_original(model.take("backbone"))
     transformer.expect(in_chans=backbone.num_features)
     vocabulary = _vocabulary_fields(transformer)

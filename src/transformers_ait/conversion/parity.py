@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_ait import TASK_IDS
 from ..decoding_tokens import decode_autoregressively, decode_in_parallel
-from ..sequence_ait import depth_grammar
+from ..sequence_ait import depth_grammar, object_grammar
 from . import plain
 from .key_map import NameMap
 from .original_config import HEADS
@@ -26,7 +26,9 @@ from .original_config import HEADS
 # Relative to the largest expected magnitude. A part is one layer or block; a chain is many of them.
 PART_TOLERANCE = 1e-5
 CHAIN_TOLERANCE = 1e-4
+BUFFER_TOLERANCE = 1e-3  # stored tables are dropped, so half precision will do to recognise them
 DECODED_STEPS = 3
+DECODED_OBJECT_TOKENS = 8  # a whole header, three mask codes or the next object's box
 LAYER_NORM_WEIGHT = re.compile(
     r"(backbone|transformer)\.(.*\.)?(norm\d?|stem_ln|encout_ln|proj_ln|proj_mlp_ln)\.weight"
 )
@@ -115,35 +117,35 @@ def _uniform(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _run_block(stage: int, block: int, x: Tensor, model: Any) -> Tensor:
-    return model.model.backbone.stages[stage].blocks[block](x, {})
+def _run_block(of: Callable[[Any], Any], stage: int, block: int, x: Tensor, model: Any) -> Tensor:
+    return of(model).stages[stage].blocks[block](x, {})
 
 
-def _run_patch_merging(stage: int, x: Tensor, model: Any) -> Tensor:
-    return model.model.backbone.stages[stage].downsample(x)
+def _run_patch_merging(of: Callable[[Any], Any], stage: int, x: Tensor, model: Any) -> Tensor:
+    return of(model).stages[stage].downsample(x)
 
 
-def _backbone_probes(tensors: plain.Tensors, backbone: Mapping[str, Any]) -> Iterator[Probe]:
+def _backbone_probes(tensors: plain.Tensors, backbone: Mapping[str, Any], of: Callable[[Any], Any]) -> Iterator[Probe]:
     """Every layer on its own, and the whole."""
     side = 4 * backbone["window_size"][0]
     # Two windows side by side in the first stage, padded ones in the others, and no square.
     image = _uniform(1, 3, side, side + 4 * (side // 12))
     x = plain.plain_patch_embedding(tensors, image)
-    yield Probe("backbone: patch embedding", lambda model: model.model.backbone.embeddings(image), x)
+    yield Probe("backbone: patch embedding", lambda model: of(model).embeddings(image), x)
     for stage, depth in enumerate(backbone["depths"]):
         mask = plain.plain_shift_mask(backbone, stage, x)
         for block in range(depth):
-            run = partial(_run_block, stage, block, x)
+            run = partial(_run_block, of, stage, block, x)
             x = plain.plain_swin_block(tensors, backbone, stage, block, x, mask)
             yield Probe(f"backbone: stage {stage}, block {block}", run, x)
         if stage + 1 < len(backbone["depths"]):
             merged = plain.plain_patch_merging(tensors, stage, x)
-            yield Probe(f"backbone: stage {stage}, patch merging", partial(_run_patch_merging, stage, x), merged)
+            yield Probe(f"backbone: stage {stage}, patch merging", partial(_run_patch_merging, of, stage, x), merged)
             x = merged
     name = f"backbone.norm{len(backbone['depths']) - 1}"
     if f"{name}.weight" in tensors:
         feature = plain.plain_layer_norm(tensors, name, x, 1e-6).permute(0, 3, 1, 2)
-        yield Probe("backbone: whole", lambda m: m.model.backbone(image).feature_maps[-1], feature, CHAIN_TOLERANCE)
+        yield Probe("backbone: whole", lambda m: of(m)(image).feature_maps[-1], feature, CHAIN_TOLERANCE)
 
 
 def _layer_norm_probes(tensors: plain.Tensors, names: NameMap) -> Iterator[Probe]:
@@ -169,16 +171,16 @@ def dropped_buffer_probes(tensors: plain.Tensors, original: Mapping[str, Any]) -
     """Stored buffers that the configuration determines, against what it determines."""
     if "transformer.enc_embed" in tensors:
         stored = tensors["transformer.enc_embed"].clone()
-        yield Probe(
-            "dropped buffer: sine table", lambda _: stored.flatten(0, 2), plain.plain_sine_table(*stored.shape[1:])
-        )
+        table = plain.plain_sine_table(*stored.shape[1:])
+        yield Probe("dropped buffer: sine table", lambda _: stored.flatten(0, 2), table, BUFFER_TOLERANCE)
     backbone = original["backbone"]
     for stage, windows in enumerate(zip(backbone["window_size"], backbone["pretrain_window_size"], strict=True)):
         name = f"backbone.layers.{stage}.blocks.0.attn.relative_coords_table"
         if name in tensors:
             table, _ = plain.relative_tables(*windows, torch.device("cpu"), torch.float32)
             coordinates = tensors[name].flatten(0, 2).clone()
-            yield Probe(f"dropped buffer: coordinates, stage {stage}", partial(_recall, coordinates), table)
+            name = f"dropped buffer: coordinates, stage {stage}"
+            yield Probe(name, partial(_recall, coordinates), table, BUFFER_TOLERANCE)
 
 
 def _recall(stored: Tensor, model: nn.Module) -> Tensor:
@@ -217,8 +219,17 @@ def _run_depth_decoding(memory: Tensor, model: Any) -> Tensor:
     return torch.stack(decode(model.model.decoder, memory, TASK_IDS["depth"], grammar).step_logits, dim=1)
 
 
+def _run_object_decoding(task: str, memory: Tensor, model: Any) -> Tensor:
+    """Logits of the first tokens of an object sequence, decoded greedily, side by side."""
+    config = model.config
+    tokens = config.tokens_per_object[task]
+    grammar = object_grammar(config.vocabulary, config.num_objects, tokens, config.soft_feedback)
+    decoded = decode_autoregressively(model.model.decoder, memory, TASK_IDS[task], grammar[:DECODED_OBJECT_TOKENS])
+    return torch.cat(decoded.step_logits, dim=1)
+
+
 def _decoder_probes(tensors: plain.Tensors, original: Mapping[str, Any]) -> Iterator[Probe]:
-    """Logits of each task, and the first steps of decoding depth."""
+    """Logits of each task, and the first steps of decoding it."""
     transformer = original["transformer"]
     memory = _normal(2, transformer["n_rows"] * transformer["n_cols"], transformer["d_model"])
     ids = torch.randint(transformer["num_vocal"], (2, 5), generator=torch.Generator().manual_seed(0))
@@ -229,9 +240,13 @@ def _decoder_probes(tensors: plain.Tensors, original: Mapping[str, Any]) -> Iter
         for how, run in (("all positions", _run_decoder), ("cached steps", _run_decoder_steps)):
             name = f"decoder: logits, {how}, task {HEADS[head]}"
             yield Probe(name, partial(run, ids, memory, task_id), expected, CHAIN_TOLERANCE)
-    if "depth" in original["task_heads"]:
-        _, expected = plain.plain_decode_depth(tensors, original, memory, steps=DECODED_STEPS)
-        yield Probe("decoder: first depth codes", partial(_run_depth_decoding, memory), expected, CHAIN_TOLERANCE)
+        if head == "depth":
+            _, expected = plain.plain_decode_depth(tensors, original, memory, steps=DECODED_STEPS)
+            yield Probe("decoder: first depth codes", partial(_run_depth_decoding, memory), expected, CHAIN_TOLERANCE)
+        else:
+            steps = plain.plain_decode_objects(tensors, original, memory, head, DECODED_OBJECT_TOKENS)
+            name, run = f"decoder: first tokens of {HEADS[head]}", partial(_run_object_decoding, HEADS[head], memory)
+            yield Probe(name, run, torch.cat(steps, dim=1), CHAIN_TOLERANCE)
 
 
 @torch.no_grad()
@@ -276,6 +291,18 @@ def _tokenizer_probes(tensors: plain.Tensors, original: Mapping[str, Any]) -> It
 
 
 @torch.no_grad()
+def backbone_probes(tensors: plain.Tensors, original: Mapping[str, Any], names: NameMap) -> list[Probe]:
+    """Probes of a backbone that stands alone.
+
+    Args:
+        tensors: original tensors under their names in a task-solver (`backbone.*`).
+        original: original configuration with the section `backbone`.
+        names: original name -> our name.
+    """
+    return [*_backbone_probes(tensors, original["backbone"], lambda m: m), *_layer_norm_probes(tensors, names)]
+
+
+@torch.no_grad()
 def task_solver_probes(tensors: plain.Tensors, original: Mapping[str, Any], names: NameMap) -> list[Probe]:
     """Probes of every part of a task-solver whose original tensors are there.
 
@@ -284,7 +311,7 @@ def task_solver_probes(tensors: plain.Tensors, original: Mapping[str, Any], name
         original: original model configuration.
         names: original name -> our name.
     """
-    probes = [*_backbone_probes(tensors, original["backbone"])]
+    probes = [*_backbone_probes(tensors, original["backbone"], lambda model: model.model.backbone)]
     if "transformer.input_proj.weight" in tensors:
         probes += _encoder_probes(tensors, original)
     if "transformer.decoder.blocks.0.norm1.weight" in tensors:

@@ -414,6 +414,52 @@ def plain_depth_losses(
     return {"depth_loss": total * head["loss_weight"], "depth_ce": cross_entropy, "depth_decoder_aux_ce": auxiliary}
 
 
+# --- objects --------------------------------------------------------------------------------------------------------
+
+
+def _object_rows(config: OriginalConfig, position: int) -> slice:
+    """Range of the vocabulary at a position of an object: four coordinates, the class, mask codes."""
+    transformer = config["transformer"]
+    classes = transformer["num_bins"] + 1
+    codes = classes + transformer["num_classes"] + 2
+    if position < 4:
+        return slice(0, classes)
+    return slice(classes, codes - 2) if position == 4 else slice(codes, codes + transformer["num_embeddings"])
+
+
+def plain_decode_objects(
+    tensors: Tensors, config: OriginalConfig, memory: torch.Tensor, head: str, steps: int
+) -> list[torch.Tensor]:
+    """Decode the first tokens of an object sequence greedily, running the whole prefix again at each step.
+
+    Args:
+        tensors: original tensors.
+        config: original model configuration.
+        memory: encoder memory (B, N, d).
+        head: "det" or "insseg".
+        steps: how many tokens to decode.
+
+    Returns:
+        Per step the logits (B, K) of what may stand there; those of a class end with the noise token's.
+    """
+    settings, embeddings = config["task_heads"][head], tensors["transformer.voc_embed"]
+    length = 5 + (settings["vae_cfg"]["token_length"] if head == "insseg" else 0)
+    noise = _object_rows(config, 5).start - 1
+    positions = tensors["transformer.dec_embed"][settings["task_id"]]
+    inputs = plain_start(tensors, settings["task_id"], memory.shape[0])
+    collected = []
+    for step in range(steps):
+        rows = _object_rows(config, step % length)
+        every = plain_decoder_step(tensors, config, inputs, memory)[0][:, -1]
+        logits = every[:, rows]
+        new = embeddings[rows][logits.argmax(dim=-1)]
+        if step % length > 4 and config["transformer"]["soft_transformer"]:
+            new = torch.softmax(logits, dim=-1) @ embeddings[rows]
+        collected.append(torch.cat([logits, every[:, noise : noise + 1]], dim=1) if step % length == 4 else logits)
+        inputs = torch.cat([inputs, (new + positions[step + 1])[:, None]], dim=1)
+    return collected
+
+
 # --- VQ-VAE (tensors without prefix: `encoder.*`, `decoder.*`, `_vq_vae.*`) -----------------------------------------
 
 
