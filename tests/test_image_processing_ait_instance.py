@@ -1,9 +1,6 @@
 """Instance image processor: sizes and padding, COCO annotations and their faults, post-processing, files, pipelines."""
 
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,17 +10,13 @@ from PIL import Image
 from pycocotools import mask as mask_tools
 from pycocotools.coco import COCO
 from torchvision.transforms.v2 import functional as tvF
-from transformers import AutoImageProcessor, DetrImageProcessor, pipeline
-from transformers.models.auto import modeling_auto
+from transformers import DetrImageProcessor
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
 from transformers_ait import (
-    AiTDepthImageProcessor,
-    AiTForDenseAndInstancePrediction,
     AiTInstanceImageProcessor,
     contiguous_categories,
-    save_with_code,
 )
 from transformers_ait.image_processing_ait_instance import fitted_size
 from transformers_ait.mask_geometry_ait import paste_masks
@@ -401,13 +394,15 @@ def test_nothing_found():
 
 
 def test_segmentation_map_gives_pixels_to_the_most_certain():
-    outputs = outputs_of([[0, 0, 16, 16], [8, 0, 24, 16], [9, 1, 15, 15], [20, 0, 32, 16]], [0.6, 0.9, 0.8, 0.7], [0, 1, 2, 2])  # fmt: skip
+    boxes = [[0, 0, 16, 16], [8, 0, 24, 16], [9, 1, 15, 15], [20, 0, 32, 16]]
+    outputs = outputs_of(boxes, [0.6, 0.9, 0.8, 0.7], [0, 1, 2, 2])
 
     def segment(**kwargs):
         return small().post_process_instance_segmentation(outputs, target_sizes=[(16, 32)], **kwargs)[0]
 
     result = segment(overlap_mask_area_threshold=0.4)
-    assert [(s["id"], s["label_id"], s["score"]) for s in result["segments_info"]] == [(0, 1, 0.9), (1, 2, 0.7), (2, 0, 0.6)]  # fmt: skip
+    segments = [(s["id"], s["label_id"], s["score"]) for s in result["segments_info"]]
+    assert segments == [(0, 1, 0.9), (1, 2, 0.7), (2, 0, 0.6)]
     assert result["segmentation"].dtype == torch.int32
     row = result["segmentation"][5].tolist()
     assert row == [2] * 8 + [0] * 16 + [1] * 8
@@ -512,261 +507,3 @@ def test_export_of_the_truth_has_an_average_precision_of_one(coco):
     assert coco_metrics(results, annotations, "segm", ids)["AP"] == pytest.approx(1)
     results[0]["category_id"] = 90 if results[0]["category_id"] != 90 else 1
     assert coco_metrics(results, annotations, "segm", ids)["AP"] < 1
-
-
-# Files, Auto classes, the task
-
-
-@pytest.mark.parametrize(
-    "processor",
-    [small(task="detection", resample=3, image_mean=[0.1, 0.2, 0.3]), small(), AiTDepthImageProcessor(task="depth")],
-    ids=["instance", "defaults", "depth"],
-)
-def test_each_processor_comes_back_as_itself(processor, tmp_path):
-    processor.save_pretrained(tmp_path)
-    loaded = AutoImageProcessor.from_pretrained(tmp_path)
-    assert type(loaded) is type(processor) and loaded.to_dict() == processor.to_dict()
-    assert loaded.task == processor.task
-    inputs = [p(photo(20, 30), return_tensors="pt").pixel_values for p in (loaded, processor)]
-    assert torch.equal(*inputs)
-
-
-@pytest.mark.parametrize(
-    ("folder", "task"),
-    [("detection", None), ("instance", None), ("instance-hard", None), ("joint", None), ("joint/depth", "depth")],
-)
-def test_published_configurations(repository, folder, task):
-    path = repository / "hub_configs" / f"ait-swinv2-base-{folder}"
-    processor = AutoImageProcessor.from_pretrained(path)
-    default = AiTDepthImageProcessor(task="depth") if task == "depth" else AiTInstanceImageProcessor()
-    assert type(processor) is type(default) and processor.to_dict() == default.to_dict()
-    written = json.loads((path / "preprocessor_config.json").read_text())
-    assert written.keys() == json.loads(default.to_json_string()).keys()
-
-
-@pytest.fixture
-def joint_model(tiny_model, tiny_vqvae_config, tiny_decoder_config):
-    """A lively model of all three tasks."""
-    mask_tokenizer = tiny_vqvae_config(
-        image_size=8, downsample_ratio=4, num_codes=5, symmetric_range=True, ignore_zero=False
-    )
-    names = {0: "cup", 1: "dog", 2: "chair"}
-    return tiny_model(
-        tasks=("instance", "detection", "depth"),
-        mask_tokenizer_config=mask_tokenizer,
-        decoder_config=tiny_decoder_config(max_positions=48),
-        num_objects=5,
-        top_p=0,
-        id2label=names,
-        label2id={name: index for index, name in names.items()},
-    )
-
-
-TASK_PROCESSORS = {
-    "instance": lambda: small(task="instance"),
-    "detection": lambda: small(task="detection"),
-    "depth": lambda: AiTDepthImageProcessor(size={"height": SIDE, "width": SIDE}, task="depth"),
-}
-
-
-@pytest.mark.parametrize("task", TASK_PROCESSORS)
-@torch.no_grad()
-def test_the_processor_decides_the_task(joint_model, task):
-    inputs = TASK_PROCESSORS[task]()([photo(16, 32), photo(32, 20)], return_tensors="pt")
-    assert inputs["task_ids"].shape == (2,)
-    output = joint_model(**inputs)
-    expected = joint_model(inputs["pixel_values"], task=task)
-    assert output.keys() == expected.keys()
-    assert all(torch.equal(output[name], expected[name]) for name in output)
-    others = {"instance", "detection", "depth"} - {task}
-    for other in others:
-        with pytest.raises(ValueError, match="task_ids must all be one of .* agree with task"):
-            joint_model(**inputs, task=other)
-
-
-def test_unfit_task_ids_are_refused(joint_model, images):
-    for ids in ([0, 0, 1], [7, 7, 7], []):
-        with pytest.raises(ValueError, match="task_ids must all be one of"):
-            joint_model(images, task_ids=torch.tensor(ids))
-
-
-def test_tasks_that_a_checkpoint_lacks_are_refused(tiny_model, images):
-    with pytest.raises(ValueError, match=r"task must be one of \['depth'\]"):
-        tiny_model()(images, task_ids=torch.tensor([0, 0, 0]))
-    with pytest.raises(ValueError, match="task must be 'depth' or None"):
-        AiTDepthImageProcessor(task="instance")
-
-
-# Runs where importing the package raises, as if it were not installed.
-ELSEWHERE = """
-import sys
-import torch
-
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "transformers_ait":
-            raise ModuleNotFoundError("transformers_ait is not installed here")
-
-
-sys.meta_path.insert(0, Blocker())
-from transformers import AutoImageProcessor
-
-folder, target = sys.argv[1:]
-processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
-mask = torch.zeros(16, 32)
-mask[4:12, 8:16] = 1
-annotation = {"id": 1, "category_id": 7, "bbox": [8, 4, 8, 8], "segmentation": mask}
-image = torch.arange(16 * 32 * 3).view(3, 16, 32).to(torch.uint8)
-inputs = processor(image, {"image_id": 1, "annotations": [annotation]}, {7: 0}, return_tensors="pt")
-torch.save({"pixel_values": inputs["pixel_values"], **inputs["instance_labels"][0]}, target)
-"""
-
-
-def test_processor_with_code_needs_no_installation(joint_model, tmp_path):
-    save_with_code(joint_model, tmp_path / "checkpoint", small())
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "checkpoint"), str(tmp_path / "inputs.pt")]
-    finished = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    loaded = torch.load(tmp_path / "inputs.pt")
-    image = torch.arange(16 * 32 * 3).view(3, 16, 32).to(torch.uint8)
-    assert torch.equal(loaded.pop("pixel_values"), small()(image, return_tensors="pt").pixel_values)
-    expected = labels_of(square())
-    assert loaded["boxes"].tolist() == expected["boxes"].tolist() and torch.equal(loaded["masks"], expected["masks"])
-
-
-# Pipelines
-
-
-@pytest.fixture
-def folder(joint_model, tmp_path):
-    """A joint checkpoint whose own image processor makes no choice."""
-    joint_model.save_pretrained(tmp_path)
-    small().save_pretrained(tmp_path)
-    return str(tmp_path)
-
-
-@pytest.fixture
-def photographs(coco):
-    annotations, images = coco
-    opened = [Image.open(images / image["file_name"]) for image in annotations["images"][:4]]
-    assert len({image.size for image in opened}) > 1, "sizes must be mixed"
-    return opened
-
-
-@pytest.fixture
-def no_messages():
-    """Fails the test when transformers logs a warning or an error."""
-    with CaptureLogger(logging.get_logger("transformers")) as capture:
-        yield
-    assert capture.out == ""
-
-
-def piped(task, folder, **kwargs):
-    return pipeline(task, model=folder, device="cpu", **kwargs)
-
-
-def same(first, second):
-    """Whether results of pipelines hold the same objects."""
-    assert len(first) == len(second)
-    return all(
-        a["label"] == b["label"]
-        and a["score"] == pytest.approx(b["score"], abs=1e-4)
-        and a.get("box") == b.get("box")
-        and ("mask" not in a or np.mean(np.asarray(a["mask"]) != np.asarray(b["mask"])) < 1e-3)
-        for a, b in zip(first, second, strict=True)
-    )
-
-
-def proper_objects(model):
-    """Bias towards boxes that grow from upper left to lower right, which random weights rarely write."""
-    embeddings, positions = model.model.decoder.token_embeddings, model.model.decoder.position_embeddings
-    with torch.no_grad():
-        for task, tokens in ((0, 5), (1, 9)):
-            for index in range(5):
-                for offset, bins in ((0, (1, 2)), (1, (0, 3)), (2, (7, 8)), (3, (6, 9))):
-                    direction = embeddings[bins[index % 2]] - embeddings[:11].mean(0)
-                    positions[task, index * tokens + offset] += 30 * direction / direction.norm()
-    return model
-
-
-@pytest.mark.parametrize(
-    ("task", "chosen"),
-    [
-        ("image-segmentation", None),
-        ("image-segmentation", "instance"),
-        ("object-detection", None),
-        ("object-detection", "instance"),
-        ("object-detection", "detection"),
-    ],
-)
-def test_object_pipelines_single_and_batched(joint_model, folder, photographs, no_messages, task, chosen):
-    proper_objects(joint_model).save_pretrained(folder)
-    find = piped(task, folder, image_processor=TASK_PROCESSORS[chosen]()) if chosen else piped(task, folder)
-    assert type(find.model) is AiTForDenseAndInstancePrediction
-    assert type(find.image_processor) is AiTInstanceImageProcessor
-    single = [find(image, threshold=0.0) for image in photographs]
-    assert sum(map(len, single)) > 0
-    for batch_size in (1, 2, 3):
-        batched = find(photographs, threshold=0.0, batch_size=batch_size)
-        assert all(same(a, b) for a, b in zip(batched, single, strict=True))
-    for image, found in zip(photographs, single, strict=True):
-        for entry in found:
-            assert entry["label"] in ("cup", "dog", "chair") and 0 <= entry["score"] <= 1
-            if "mask" in entry:
-                assert entry["mask"].size == image.size and set(np.unique(entry["mask"])) <= {0, 255}
-            else:
-                box = entry["box"]
-                assert 0 <= box["xmin"] <= box["xmax"] <= image.width
-                assert 0 <= box["ymin"] <= box["ymax"] <= image.height
-
-
-def test_segmentation_pipeline_equals_processor_model_and_post_processing(joint_model, folder, photographs):
-    proper_objects(joint_model).save_pretrained(folder)
-    inputs = small()(photographs[0], return_tensors="pt")
-    size = [photographs[0].size[::-1]]
-    (by_hand,) = small().post_process_instance_segmentation(joint_model(**inputs), 0.0, target_sizes=size)
-    found = piped("image-segmentation", folder)(photographs[0], threshold=0.0, overlap_mask_area_threshold=0.8)
-    assert len(found) == len(by_hand["segments_info"]) > 0
-    for entry, segment in zip(found, by_hand["segments_info"], strict=True):
-        assert np.array_equal(np.asarray(entry["mask"]) > 0, by_hand["segmentation"].numpy() == segment["id"])
-        assert entry["score"] == segment["score"]
-
-
-def test_joint_folder_serves_three_pipelines(folder, photographs, no_messages, tmp_path):
-    TASK_PROCESSORS["depth"]().save_pretrained(tmp_path / "depth")
-    depth_processor = AutoImageProcessor.from_pretrained(folder, subfolder="depth")
-    estimate = piped("depth-estimation", folder, image_processor=depth_processor)
-    single = [estimate(image)["predicted_depth"] for image in photographs]
-    for image, depth, batched in zip(photographs, single, estimate(photographs, batch_size=3), strict=True):
-        assert depth.shape == image.size[::-1] and torch.allclose(batched["predicted_depth"], depth, atol=1e-4)
-    assert all(isinstance(piped("image-segmentation", folder)(image), list) for image in photographs)
-    assert all(isinstance(piped("object-detection", folder)(image), list) for image in photographs)
-
-
-def test_pipelines_of_a_detection_checkpoint(tiny_model, photographs, no_messages, tmp_path):
-    tiny_model(tasks=("detection",), num_objects=4, top_p=0).save_pretrained(tmp_path)
-    small().save_pretrained(tmp_path)
-    detect = piped("object-detection", str(tmp_path))
-    assert detect.model.config.default_task == "detection"
-    assert [len(detect(image, threshold=2.0)) for image in photographs] == [0] * 4
-    batched = detect(photographs, threshold=0.0, batch_size=2)
-    assert all(same(a, detect(b, threshold=0.0)) for a, b in zip(batched, photographs, strict=True))
-
-
-def test_pipelines_in_bfloat16(folder, photographs, no_messages):
-    for task in ("image-segmentation", "object-detection"):
-        assert isinstance(piped(task, folder, dtype=torch.bfloat16)(photographs[0], threshold=0.0), list)
-
-
-def test_without_the_entry_in_its_tables_transformers_would_complain(folder, monkeypatch):
-    """Guards the private tables: the day that they are gone or obeyed, this fails."""
-    for name in ("OBJECT_DETECTION", "INSTANCE_SEGMENTATION"):
-        table = getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES")
-        assert table["ait"] == "AiTForDenseAndInstancePrediction"
-        monkeypatch.delitem(table, "ait")
-    for task in ("image-segmentation", "object-detection"):
-        with CaptureLogger(logging.get_logger("transformers.pipelines.base")) as capture:
-            piped(task, folder)
-        assert "is not supported" in capture.out

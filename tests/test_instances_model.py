@@ -124,9 +124,8 @@ def test_batch_of_two_weighs_images_by_their_tokens(object_model, images):
         for image, entry in zip(images, labels, strict=False)
     ]
     counts = [(entry["target_ids"] != -100).sum() for entry in labels]
-    assert both.item() == pytest.approx(
-        ((single[0] * counts[0] + single[1] * counts[1]) / sum(counts)).item(), rel=1e-5
-    )
+    expected = (single[0] * counts[0] + single[1] * counts[1]) / sum(counts)
+    assert both.item() == pytest.approx(expected.item(), rel=1e-5)
     assert both.item() != pytest.approx(((single[0] + single[1]) / 2).item(), rel=1e-3)
 
 
@@ -139,9 +138,8 @@ def test_auxiliary_loss_takes_the_first_objects_of_each_image(object_model, imag
     chosen = torch.cat((codes[0, :2], codes[1, :1]))
     masks = model.mask_tokenizer.decode_soft(chosen.transpose(1, 2).unflatten(2, (2, 2)))[:, 0]
     truth = torch.cat((labels[0]["mask_crops"][:2], labels[1]["mask_crops"]))
-    assert output.loss_dict["instance_aux"].item() == pytest.approx(
-        dice_and_squared_error(masks, truth).item(), rel=1e-5
-    )
+    expected = dice_and_squared_error(masks, truth).item()
+    assert output.loss_dict["instance_aux"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_hard_models_have_no_auxiliary_loss(object_model, images):

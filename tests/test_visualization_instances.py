@@ -7,7 +7,7 @@ from PIL import Image
 
 from transformers_ait.visualization import draw_instances
 
-COLOR = (66, 151, 242)  # of the first object
+COLOR = (68, 159, 242)  # of the first object
 
 
 @pytest.fixture

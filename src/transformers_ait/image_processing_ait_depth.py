@@ -1,17 +1,14 @@
 """Depth image processor: photographs to square windows, and predicted windows back to depth maps in metres."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
-from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -19,19 +16,17 @@ from transformers.image_utils import (
     ImageInput,
     PILImageResampling,
     SizeDict,
-    load_image,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import ModelOutput, TensorType, logging
 
 from .configuration_ait import TASK_IDS
+from .image_inputs_ait import SIXTEEN_BIT_MODES, AiTImageProcessorBase, TargetSizes, checked_target_sizes
 
 logger = logging.get_logger(__name__)
 
 MIN_DEPTH = 1e-3  # metres; predictions are clamped here once, after windows and flips are averaged
 MILLIMETRES_PER_METRE = 1000.0
-SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # older Pillow opens 16-bit PNG as "I"
-SIXTEEN_TO_EIGHT_BIT = 257.0  # 65535 / 255
 
 
 class AiTDepthImageProcessorKwargs(ImagesKwargs, total=False):
@@ -83,7 +78,7 @@ def window_layout(image_size: tuple[int, int], window: int, num_windows: int) ->
     return WindowLayout((window, length), -1, offsets)
 
 
-class AiTDepthImageProcessor(TorchvisionBackend):
+class AiTDepthImageProcessor(AiTImageProcessorBase):
     """Turns photographs into views for depth models, and the predicted depth of the views into one map per image.
 
     An image becomes `num_windows` square windows (see `window_layout`), followed by their horizontal flips. Every image
@@ -179,40 +174,6 @@ class AiTDepthImageProcessor(TorchvisionBackend):
             features.update(BatchFeature({"depth_labels": depths}, tensor_type=kwargs["return_tensors"]))
         return features
 
-    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[Any]:
-        if isinstance(images, (list, tuple)):
-            return [image for item in images for image in self._prepare_images_structure(item, expected_ndims)]
-        if isinstance(images, (str, Path)):
-            return [_open_image(images)]
-        if isinstance(images, Image.Image):
-            return [images]
-        if not isinstance(images, (np.ndarray, Tensor)):
-            raise TypeError(
-                "images must be PIL images, NumPy arrays, torch tensors, paths or URLs, or lists of them, "
-                f"got {type(images).__name__}."
-            )
-        if images.ndim not in (2, 3, 4) or 0 in images.shape:
-            raise ValueError(
-                "images must be of shape (H, W), (H, W, C), (C, H, W) or a batch of the latter two, "
-                f"got {tuple(images.shape)}."
-            )
-        return list(images) if images.ndim == 4 else [images]
-
-    def process_image(self, image: Any, *args: Any, do_rescale: bool | None = None, **kwargs: Any) -> Tensor:
-        """Convert one image of any kind to a (3, H, W) tensor with pixels in 0..255."""
-        image = _upright(image) if isinstance(image, Image.Image) else _eight_bit(image)
-        tensor = super().process_image(image, *args, **kwargs)
-        if do_rescale and tensor.is_floating_point() and tensor.max() <= 1:
-            logger.warning_once(
-                "A floating-point image has no pixel above 1, but is divided by 255 as well: "
-                "pass do_rescale=False for pixels in 0..1."
-            )
-        return tensor
-
-    def rescale(self, image: Tensor, scale: float, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        """Multiply by `scale`, as a division: x / 255 and x * (1 / 255) differ in the last bit of float32."""
-        return image.to(torch.float32) / (1.0 / scale)
-
     def _preprocess(  # type: ignore[override]
         self,
         images: list[Tensor],
@@ -272,7 +233,7 @@ class AiTDepthImageProcessor(TorchvisionBackend):
         ]
 
     def post_process_depth_estimation(
-        self, outputs: ModelOutput, target_sizes: Sequence[tuple[int, int]] | Tensor | None = None
+        self, outputs: ModelOutput, target_sizes: TargetSizes = None
     ) -> list[dict[str, Tensor]]:
         """Merge the views of each image, clamp, and resize to the images' own sizes (test protocol of AiT).
 
@@ -298,7 +259,7 @@ class AiTDepthImageProcessor(TorchvisionBackend):
                 f"outputs.predicted_depth must be (B, S, S) or (B, V, S, S), got {got}; call the model without labels."
             )
         depth = depth.detach().to(torch.float32)
-        sizes = _checked_target_sizes(target_sizes, len(depth))
+        sizes = checked_target_sizes(target_sizes, len(depth))
         if depth.ndim == 4:
             if sizes is None:
                 raise ValueError(
@@ -334,36 +295,6 @@ class AiTDepthImageProcessor(TorchvisionBackend):
         return total / count
 
 
-def _open_image(source: str | Path) -> Image.Image:
-    if str(source).startswith(("http://", "https://")):
-        return load_image(str(source))
-    return Image.open(source)
-
-
-def _upright(image: Image.Image) -> Image.Image | np.ndarray | Tensor:
-    """Decode, apply the EXIF orientation, and scale 16-bit grey to 8 bits, which Pillow's own conversion would clip."""
-    try:
-        image.load()
-    except (OSError, SyntaxError) as error:
-        name = getattr(image, "filename", "") or "given as an open image"
-        raise OSError(f"The image file {name} cannot be decoded ({error}); replace or remove it.") from error
-    image = ImageOps.exif_transpose(image)
-    if image.mode in SIXTEEN_BIT_MODES:
-        return _eight_bit(np.clip(np.array(image), 0, 65535).astype(np.uint16))
-    return image
-
-
-def _eight_bit(image: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """Scale 16-bit and boolean pixels to 0..255; others pass."""
-    if isinstance(image, np.ndarray):
-        if image.dtype == np.uint16:
-            return np.round(image.astype(np.float32) / SIXTEEN_TO_EIGHT_BIT).astype(np.uint8)
-        return image.astype(np.uint8) * np.uint8(255) if image.dtype == np.bool_ else image
-    if image.dtype == torch.uint16:
-        return (image.to(torch.float32) / SIXTEEN_TO_EIGHT_BIT).round().to(torch.uint8)
-    return image.to(torch.uint8) * 255 if image.dtype == torch.bool else image
-
-
 def _depth_tensor(depth: Any, name: str, image: Tensor) -> Tensor:
     """Check one depth map and convert it to (H, W) float32 metres beside its image."""
     if isinstance(depth, Image.Image):
@@ -389,23 +320,6 @@ def _depth_tensor(depth: Any, name: str, image: Tensor) -> Tensor:
     if not torch.isfinite(tensor).all() or (tensor < 0).any():
         raise ValueError(f"{name} has negative, NaN or infinite depth; mark invalid pixels with 0.")
     return tensor
-
-
-def _checked_target_sizes(
-    target_sizes: Sequence[tuple[int, int]] | Tensor | None, batch_size: int
-) -> list[tuple[int, int]] | None:
-    if target_sizes is None:
-        return None
-    sizes = target_sizes.tolist() if isinstance(target_sizes, (Tensor, np.ndarray)) else list(target_sizes)
-    if len(sizes) != batch_size:
-        raise ValueError(f"target_sizes must hold one (height, width) per image, got {len(sizes)} for {batch_size}.")
-    checked = []
-    for index, size in enumerate(sizes):
-        pair = size.tolist() if isinstance(size, (Tensor, np.ndarray)) else size
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or any(int(edge) != edge or edge < 1 for edge in pair):
-            raise ValueError(f"target_sizes[{index}] must be (height, width) in whole pixels, got {size!r}.")
-        checked.append((int(pair[0]), int(pair[1])))
-    return checked
 
 
 def _resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:

@@ -82,6 +82,7 @@ class _Objects:
 
     def masks(self, threshold: float) -> Iterator[Tensor]:
         """Masks (n, H, W) bool, a few objects at a time, which bounds the memory."""
+        assert self.mask_values is not None, "checked by _require_masks"
         group = max(1, PASTE_BUDGET // (self.image_size[0] * self.image_size[1]))
         # Bilinear sampling is linear and zero outside, so scaled values at one fixed threshold are values at another.
         values = self.mask_values * (MASK_THRESHOLD / threshold)
@@ -143,11 +144,8 @@ class AiTInstanceImageProcessor(AiTImageProcessorBase):
         if pad_size is None or not pad_size.height or not pad_size.width:
             given = None if pad_size is None else dict(pad_size)
             raise ValueError(f"pad_size must be of the form {{'height': 640, 'width': 640}}, got {given}.")
-        if (
-            kwargs.get("do_resize")
-            and kwargs.get("do_pad")
-            and size.longest_edge > min(pad_size.height, pad_size.width)
-        ):
+        padded = min(pad_size.height, pad_size.width)
+        if kwargs.get("do_resize") and kwargs.get("do_pad") and size.longest_edge > padded:
             raise ValueError(f"pad_size must hold images of size {dict(size)}, got {dict(pad_size)}; set both.")
         if kwargs.get("task") not in (None, *OBJECT_TASKS):
             raise ValueError(f"task must be one of {list(OBJECT_TASKS)} or None, got {kwargs['task']!r}.")
@@ -442,7 +440,7 @@ class _AnnotationReader:
         return scaled, mask
 
     def _class_index(self, annotation: Mapping[str, Any], where: str) -> int:
-        category_id = annotation.get("category_id")
+        category_id: Any = annotation.get("category_id")
         if category_id not in self.category_to_index:
             raise ValueError(
                 f"{where} has category_id {category_id!r}, which category_to_index does not hold; it holds "

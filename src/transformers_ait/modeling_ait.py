@@ -204,6 +204,9 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
         self.model = AiTModel(config)
         self.depth_tokenizer = _build_tokenizer(config.depth_tokenizer_config) if "depth" in config.tasks else None
         self.mask_tokenizer = _build_tokenizer(config.mask_tokenizer_config) if "instance" in config.tasks else None
+        if config.initialization_only:
+            # Announced by the configuration, and by an error on inference: no list of names is needed on loading.
+            self._keys_to_ignore_on_load_missing = [r"^model\."]
         self.post_init()
 
     def train(self, mode: bool = True) -> "AiTForDenseAndInstancePrediction":
@@ -247,9 +250,10 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
             task_ids: (B,), all alike: the task as a number of `TASK_IDS`, as an image processor's `task` gives it.
 
         Raises:
-            ValueError: unknown task, `task` and `task_ids` that differ, labels of another task, or shapes and values that the task cannot use.
+            ValueError: unknown task, `task` and `task_ids` that differ, labels of another task, or shapes and values
+                that the task cannot use.
         """
-        task = self._resolve_task(task if task_ids is None else _task_of_ids(task_ids, task))
+        task = self._resolve_task(task, task_ids)
         if (instance_labels if task == "depth" else depth_labels) is not None:
             raise ValueError(f"task {task!r} takes {'depth_labels' if task == 'depth' else 'instance_labels'} alone.")
         if depth_labels is not None:
@@ -271,6 +275,7 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
         max_objects: int | None = None,
         soft_feedback: bool | None = None,
         soft_decode: bool | None = None,
+        task_ids: Tensor | None = None,
     ) -> AiTOutput:
         """Decode a prediction.
 
@@ -282,6 +287,7 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
             max_objects: objects to decode, at most `config.num_objects`; None is all of them.
             soft_feedback: feed expected embeddings back instead of picked codes; None is the configuration's choice.
             soft_decode: decode code probabilities instead of picked codes; None is the configuration's choice.
+            task_ids: (B,), all alike: the task as an image processor's `task` gives it.
 
         Returns:
             For depth `sequences`, `code_logits` and `predicted_depth`; for objects `sequences`, `boxes`, `scores`,
@@ -290,7 +296,7 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
         Raises:
             ValueError: unknown task, or images that the model cannot take.
         """
-        task = self._resolve_task(task)
+        task = self._resolve_task(task, task_ids)
         if self.config.initialization_only:
             raise ValueError(
                 "This checkpoint is an initialisation: part of its weights is untrained, so it cannot predict. Train "
@@ -467,7 +473,8 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
             return code_logits.sum() + code_logits.new_zeros(0, size, size)
         return torch.cat([_detokenize(self.mask_tokenizer, group, soft) for group in code_logits.split(MASK_GROUP)])
 
-    def _resolve_task(self, task: str | None) -> str:
+    def _resolve_task(self, task: str | None, task_ids: Tensor | None) -> str:
+        task = task if task_ids is None else _task_of_ids(task_ids, task)
         task = self.config.default_task if task is None else task
         if task not in self.config.tasks:
             raise ValueError(

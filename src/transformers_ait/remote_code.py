@@ -9,6 +9,9 @@ AUTO_MAP = {
     "AutoConfig": "configuration_ait.AiTConfig",
     "AutoModel": "modeling_ait.AiTModel",
     "AutoModelForDepthEstimation": "modeling_ait.AiTForDenseAndInstancePrediction",
+    "AutoModelForImageSegmentation": "modeling_ait.AiTForDenseAndInstancePrediction",
+    "AutoModelForInstanceSegmentation": "modeling_ait.AiTForDenseAndInstancePrediction",
+    "AutoModelForObjectDetection": "modeling_ait.AiTForDenseAndInstancePrediction",
 }
 
 

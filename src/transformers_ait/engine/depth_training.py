@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
@@ -17,6 +18,7 @@ from ..modeling_ait import AiTForDenseAndInstancePrediction
 from ..modeling_ait_vqvae import AiTVQVAEModel
 from ..visualization import DepthPanelRow, depth_panel
 from .depth_data import DepthPairs, evaluate_depth, load_depth_pairs
+from .initialization import align_positions, initialize_from, load_backbone_weights
 from .loop import make_accelerator, train
 from .recipes import DepthModelRecipe, DepthRecipe, RecipeError, build_config
 from .sampling import Sample
@@ -46,16 +48,21 @@ class DepthTask:
         self.num_eval = min(len(eval_rows), recipe.data.eval_limit or len(eval_rows))
         self.eval_batch = recipe.data.eval_batch
         self.panels = recipe.run.panels
+        self.save_dtype: torch.dtype = getattr(torch, recipe.run.save_dtype)
         size = model.config.depth_tokenizer_config.image_size
-        self.processor = AiTDepthImageProcessor(size={"height": size, "width": size})
+        self.processor = _image_processor(size, recipe.model)
         chances = recipe.augmentation
         self.transform = depth_training_transform(size, chances.strip, chances.flip, chances.colour)
 
     def sample(self, index: int) -> Sample:
-        """Augmented image (3, S, S) in [0, 1] and depth (S, S) metres."""
+        """Augmented image (3, S, S), normalised as the image processor does, and depth (S, S) metres."""
         image = tv_tensors.Image(self.train_rows.image(index).float() / 255)
         image, depth = self.transform(image, tv_tensors.Mask(self.train_rows.depth(index)))
-        return {"pixel_values": image.as_subclass(Tensor), "depth_labels": depth.as_subclass(Tensor)[0]}
+        pixel_values = image.as_subclass(Tensor)
+        if self.processor.do_normalize:
+            mean, std = (torch.tensor(x)[:, None, None] for x in (self.processor.image_mean, self.processor.image_std))
+            pixel_values = (pixel_values - mean) / std
+        return {"pixel_values": pixel_values, "depth_labels": depth.as_subclass(Tensor)[0]}
 
     def weight(self, batch: Sample) -> Tensor:
         """Number of images with any valid depth; each supervises the same number of tokens."""
@@ -91,18 +98,45 @@ class DepthTask:
         return metrics, depth_panel(rows) if rows and accelerator.is_main_process else None
 
     def save(self, model: PreTrainedModel, state_dict: dict[str, Tensor], folder: Path) -> None:
-        """Model and image processor, as `from_pretrained` and the depth pipeline read them."""
-        model.save_pretrained(folder, state_dict=state_dict)
+        """Model and image processor, as `from_pretrained` and the depth pipeline read them.
+
+        The weights take the recipe's `save_dtype`; the configuration still says the dtype to load them in.
+        """
+        stored = {name: x.to(self.save_dtype) if x.is_floating_point() else x for name, x in state_dict.items()}
+        model.save_pretrained(folder, state_dict=stored)
         self.processor.save_pretrained(folder)
 
 
+def _image_processor(size: int, recipe: DepthModelRecipe) -> AiTDepthImageProcessor:
+    """Image processor that prepares images as in training."""
+    if recipe.image_mean is None or recipe.image_std is None:
+        return AiTDepthImageProcessor(size={"height": size, "width": size})
+    return AiTDepthImageProcessor(
+        size={"height": size, "width": size},
+        do_normalize=True,
+        image_mean=recipe.image_mean,
+        image_std=recipe.image_std,
+    )
+
+
 def build_depth_model(recipe: DepthModelRecipe) -> AiTForDenseAndInstancePrediction:
-    """Task-solver of a recipe, with random weights but a trained tokenizer.
+    """Task-solver of a recipe with its trained tokenizer, at the point that training starts from.
 
     Raises:
         FileNotFoundError: the tokenizer's folder holds no model.
         RecipeError: the configuration is not valid, or names no tokenizer.
     """
+    model = _model_with_tokenizer(recipe)
+    if recipe.backbone_weights is not None:
+        load_backbone_weights(model, recipe.backbone_weights)
+    if recipe.align_positions:
+        align_positions(model)
+    if recipe.initialize_from is not None:
+        initialize_from(model, recipe.initialize_from)
+    return model
+
+
+def _model_with_tokenizer(recipe: DepthModelRecipe) -> AiTForDenseAndInstancePrediction:
     values = dict(recipe.config)
     if recipe.depth_tokenizer is None:
         if (values.get("depth_tokenizer_config") or {}).get("model_type") != "ait_bin_tokenizer":

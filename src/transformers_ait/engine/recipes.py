@@ -128,6 +128,7 @@ class RunRecipe:
         checkpoint_every: steps between checkpoints; there is always one at the end.
         keep_checkpoints: how many of the latest checkpoints stay.
         panels: evaluation pictures per evaluation.
+        save_dtype: precision of the weights in the final `model` folder of a task-solver; half halves the file.
         resume: continue the run in `output` from its latest complete checkpoint.
     """
 
@@ -143,6 +144,7 @@ class RunRecipe:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     panels: int = 4
+    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     resume: bool = False
 
     def validate_length(self) -> None:
@@ -224,10 +226,29 @@ class DepthModelRecipe:
         config: fields of `AiTConfig`. With `depth_tokenizer`, `depth_tokenizer_config` may hold `tau` alone.
         depth_tokenizer: folder of a trained VQ-VAE; None uses `config.depth_tokenizer_config`, which must then be an
             "ait_bin_tokenizer", since an untrained VQ-VAE is no tokenizer.
+        backbone_weights: pretrained weights of a timm backbone, a file or `package:NAME`; None starts at random.
+        initialize_from: folder of an earlier run whose backbone, encoder and decoder to start from.
+        align_positions: let every token attend to its own place of the image from the start.
+        image_mean: mean of each channel that the backbone expects; None takes pixels in [0, 1] as they are.
+        image_std: standard deviation likewise.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
     depth_tokenizer: str | None = None
+    backbone_weights: str | None = None
+    initialize_from: str | None = None
+    align_positions: bool = False
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+
+    def validate_normalization(self) -> None:
+        """Mean and standard deviation come together, one value per channel."""
+        given = [values for values in (self.image_mean, self.image_std) if values is not None]
+        if len(given) == 1 or any(len(values) != 3 for values in given):
+            raise ValueError(
+                f"image_mean and image_std must both be given, three values each, got {self.image_mean} and "
+                f"{self.image_std}"
+            )
 
 
 @strict
@@ -408,7 +429,12 @@ def _check_keys(recipe_class: type, values: Any, source: str, path: str = "") ->
 
 
 def _check_config_keys(config: PreTrainedConfig, values: Mapping[str, Any], source: str, path: str) -> None:
-    known = [entry.name for entry in dataclasses.fields(config)]
+    fields = [entry.name for entry in dataclasses.fields(config)]
+    # Some configurations keep a field private and take it through a property, as timm's out_indices.
+    known = [
+        name.lstrip("_") if isinstance(getattr(type(config), name.lstrip("_"), None), property) else name
+        for name in fields
+    ]
     for name, value in values.items():
         if name not in known and name != "model_type":
             raise _unknown_key(name, path, known, source)
