@@ -28,10 +28,10 @@ VQVAE = str(TRAINING / "recipes" / "vqvae-tiny-rooms-depth.yaml")
 ROOMS = {"height": 32, "width": 48, "num_train": 8, "num_validation": 3, "num_test": 0}
 RUN = ["--run.steps=2", "--run.batch_size=4", "--run.log_every=1", "--run.panels=1", "--data.in_memory=true"]
 VQVAE_SMALL = ["--model.config", "{image_size: 32, downsample_ratio: 8, num_codes: 16, code_dim: 8}"]
+# Stride 8, so that tokens and memory form equal grids of 4 x 4.
 DEPTH_SMALL = [
     "--model.config",
-    "{image_size: 32, backbone_config: {embed_dim: 16, depths: [1, 1], num_heads: [1, 2], window_sizes: [4, 4], "
-    "pretrained_window_sizes: [4, 4], shift_windows: [true, false]}, decoder_config: {hidden_size: 32}}",
+    "{image_size: 32, feature_stride: 8, backbone_config: {out_indices: [2]}, decoder_config: {hidden_size: 32}}",
 ]
 
 
@@ -51,6 +51,16 @@ def tokenizer(rooms, tmp_path_factory):
     config = ["--config_file", str(TRAINING / "accelerate_configs" / "cpu.yaml")]
     script = [str(TRAINING / "run_vqvae.py"), VQVAE, "--run.output", str(folder)]
     launch([*ACCELERATE, *config, *script, *RUN, *VQVAE_SMALL, *rooms])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parallel(tokenizer, rooms, tmp_path_factory):
+    """Folder of a parallel run, which starts from the ImageNet weights that the recipe names."""
+    folder = tmp_path_factory.mktemp("parallel") / "run"
+    arguments = ["--model.depth_tokenizer", str(tokenizer / "model"), "--run.output", str(folder)]
+    recipe = [recipe_path("tiny-rooms-depth-parallel"), *arguments, *RUN, *DEPTH_SMALL, *rooms]
+    train_depth(load_recipe(DepthRecipe, recipe))
     return folder
 
 
@@ -87,20 +97,36 @@ def test_vqvae_run_leaves_what_it_promises(tokenizer):
     assert {"d1", "rmse", "abs_rel"} <= log[-1].keys()
 
 
-@pytest.mark.parametrize("name", ["tiny-rooms-depth", "tiny-rooms-depth-parallel"])
-def test_depth_run_with_a_trained_tokenizer(tokenizer, rooms, tmp_path, name):
-    arguments = ["--model.depth_tokenizer", str(tokenizer / "model"), "--run.output", str(tmp_path / "run")]
-    folder = train_depth(load_recipe(DepthRecipe, [recipe_path(name), *arguments, *RUN, *DEPTH_SMALL, *rooms]))
-    model = AiTForDenseAndInstancePrediction.from_pretrained(folder)
-    assert model.config.parallel == name.endswith("parallel")
+def check_depth_run(folder, tokenizer):
+    model = AiTForDenseAndInstancePrediction.from_pretrained(folder / "model")
+    assert model.dtype == torch.float32
     assert model.config.depth_tokenizer_config.tau == 0.8 and model.config.num_depth_codes == 16
     trained = load_file(tokenizer / "model" / "model.safetensors")
-    assert all(torch.equal(tensor, trained[key]) for key, tensor in model.depth_tokenizer.state_dict().items())
-    assert [path.name for path in (tmp_path / "run" / "panels").iterdir()] == ["step-00000002.png"]
+    assert all(torch.equal(x, trained[key].half().float()) for key, x in model.depth_tokenizer.state_dict().items())
+    stored = load_file(folder / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {torch.float16}
+    assert [path.name for path in (folder / "panels").iterdir()] == ["step-00000002.png"]
+    return model
+
+
+def test_parallel_run(parallel, tokenizer):
+    assert check_depth_run(parallel, tokenizer).config.parallel
+
+
+def test_autoregressive_run_starts_from_the_parallel_one(parallel, tokenizer, rooms, tmp_path):
+    arguments = ["--model.depth_tokenizer", str(tokenizer / "model"), "--run.output", str(tmp_path / "run")]
+    start = ["--model.initialize_from", str(parallel / "model")]
+    recipe = [recipe_path("tiny-rooms-depth"), *arguments, *start, *RUN, *DEPTH_SMALL, *rooms, "--optim.lr", "1e-9"]
+    train_depth(load_recipe(DepthRecipe, recipe))
+    model = check_depth_run(tmp_path / "run", tokenizer)
+    earlier = AiTForDenseAndInstancePrediction.from_pretrained(parallel / "model")
+    assert not model.config.parallel
+    theirs = dict(earlier.model.named_parameters())
+    assert all(torch.allclose(x, theirs[name], atol=1e-3) for name, x in model.model.named_parameters())
 
 
 def test_bins_run_gives_a_model_for_the_pipeline(rooms, tmp_path):
-    script = [str(TRAINING / "run_depth.py"), recipe_path("tiny-rooms-depth-bins")]
+    script = [str(TRAINING / "run_depth.py"), recipe_path("tiny-rooms-depth-bins"), "--model.initialize_from", "null"]
     bins = ["--model.config.depth_tokenizer_config", "{image_size: 32, downsample_ratio: 8}"]
     launch([*script, "--run.output", str(tmp_path / "run"), *RUN, *DEPTH_SMALL, *bins, *rooms])
     folder = tmp_path / "run" / "model"
