@@ -23,10 +23,10 @@ from transformers.utils import logging
 
 import transformers_ait.data  # noqa: F401  (registers synthetic_rooms and the Auto classes)
 from transformers_ait import AiTForDenseAndInstancePrediction, AiTVQVAEModel
+from transformers_ait.image_processing_ait_depth import MIN_DEPTH
 from transformers_ait.metrics import DEPTH_METRICS, DepthMetricAccumulator
 
 Predict = Callable[[list[Image.Image], list[np.ndarray]], list[np.ndarray]]
-MIN_DEPTH = 1e-3
 
 
 def vqvae_reconstruction(folder: str) -> Predict:

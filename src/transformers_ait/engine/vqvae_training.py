@@ -14,14 +14,13 @@ from ..configuration_ait import AiTVQVAEConfig
 from ..data.augmentation_depth import depth_map_transform
 from ..data.patch_mask import RandomPatchMask
 from ..distributed_ait import mean_over_processes
+from ..image_processing_ait_depth import MIN_DEPTH
 from ..modeling_ait_vqvae import AiTVQVAEModel
 from ..visualization import DepthPanelRow, depth_panel
 from .depth_data import DepthPairs, evaluate_depth, load_depth_pairs
 from .loop import make_accelerator, train
 from .recipes import VQVAERecipe, build_config
 from .sampling import Sample
-
-MIN_DEPTH = 1e-3
 
 
 class VQVAEDepthTask:
