@@ -4,8 +4,8 @@
     python training/evaluate.py runs/vqvae/model runs/depth/model runs/parallel/model --output results.json
 
 A VQ-VAE is judged by its reconstruction of the true maps, a task-solver by its prediction from images through its own
-image processor; autoregressive ones once with soft tokens and once with hard ones. The last row is the best constant:
-the mean of all true depths, which no method that ignores the image can beat.
+image processor; autoregressive ones once with soft tokens and once with hard ones. The last row predicts the same depth
+everywhere: the mean of all true depths.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def evaluate(predict: Predict, rows: datasets.Dataset, batch_size: int, name: st
     return accumulator.compute()
 
 
-def best_constant(rows: datasets.Dataset) -> Predict:
+def mean_constant(rows: datasets.Dataset) -> Predict:
     """Predict the mean of all valid true depths everywhere."""
     total = count = 0.0
     for depth in rows["depth"]:
@@ -108,7 +108,7 @@ def main() -> None:
     print("| model | " + " | ".join(DEPTH_METRICS) + " |")
     print("|---|" + "---|" * len(DEPTH_METRICS))
     named = [pair for folder in arguments.folders for pair in contenders(folder)]
-    for name, predict in [*named, ("best constant", best_constant(rows))]:
+    for name, predict in [*named, ("constant", mean_constant(rows))]:
         metrics = results[name] = evaluate(predict, rows, arguments.batch_size, name)
         print(f"| {name} | " + " | ".join(f"{metrics[key]:.3f}" for key in DEPTH_METRICS) + " |", flush=True)
     if arguments.output is not None:
