@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_files import GOLDENS, TASK_SOLVERS, VQVAES, original_config, original_tensors
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForDepthEstimation
 
@@ -33,27 +34,6 @@ from transformers_ait.conversion.original_config import (
 from transformers_ait.conversion.parity import ParityError, compare, require_parity, task_solver_probes
 from transformers_ait.conversion.plain import select
 from transformers_ait.conversion.reverser import reverse
-
-GOLDENS = Path(__file__).parent / "goldens"
-TASK_SOLVERS = [
-    "depth_ar_soft",
-    "depth_ar_hard",
-    "depth_parallel",
-    "detection",
-    "instance_soft",
-    "instance_hard",
-    "joint",
-]
-VQVAES = ["vqvae_depth", "vqvae_mask"]
-
-
-def original_config(name):
-    return json.loads((GOLDENS / f"{name}.json").read_text())["config"]
-
-
-def original_tensors(name):
-    prefix = "before." if name in VQVAES else "state_dict."
-    return select(load_file(GOLDENS / f"{name}.safetensors"), prefix)
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """Original names and configurations: both ways, complete, and strict about what cannot be represented."""
 
 import copy
-import json
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden_files import TASK_SOLVERS, VQVAES, original_config, original_tensors
 
 from transformers_ait import AiTConfig, AiTForDenseAndInstancePrediction, AiTVQVAEModel
 from transformers_ait.conversion.checkpoint import vqvae_sizes
@@ -17,28 +15,6 @@ from transformers_ait.conversion.original_config import (
     original_from_vqvae_config,
     vqvae_config_from_original,
 )
-from transformers_ait.conversion.plain import select
-
-GOLDENS = Path(__file__).parent / "goldens"
-TASK_SOLVERS = [
-    "depth_ar_soft",
-    "depth_ar_hard",
-    "depth_parallel",
-    "detection",
-    "instance_soft",
-    "instance_hard",
-    "joint",
-]
-VQVAES = ["vqvae_depth", "vqvae_mask"]
-
-
-def original_config(name):
-    return json.loads((GOLDENS / f"{name}.json").read_text())["config"]
-
-
-def original_tensors(name):
-    prefix = "before." if name in VQVAES else "state_dict."
-    return select(load_file(GOLDENS / f"{name}.safetensors"), prefix)
 
 
 @pytest.mark.parametrize("name", TASK_SOLVERS)
