@@ -6,6 +6,7 @@ import yaml
 from transformers_ait import AiTConfig, AiTVQVAEConfig
 from transformers_ait.engine.recipes import (
     DepthRecipe,
+    InstanceRecipe,
     RecipeError,
     VQVAERecipe,
     build_config,
@@ -27,7 +28,9 @@ def minimal(tmp_path):
 
 
 def recipe_class(path):
-    return VQVAERecipe if path.name.startswith("vqvae") else DepthRecipe
+    if path.name.startswith("vqvae"):
+        return VQVAERecipe
+    return InstanceRecipe if path.stem.endswith(("detection", "instance")) else DepthRecipe
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -38,9 +41,11 @@ def test_recipes_of_the_project_are_valid(path):
         build_config(AiTVQVAEConfig, recipe.model.config, str(path))
         return
     values = dict(recipe.model.config)
-    if "model_type" not in values["depth_tokenizer_config"]:
-        # Comes from --model.depth_tokenizer.
+    # Tokenizers come from --model.depth_tokenizer and --model.mask_tokenizer.
+    if "depth" in values["tasks"] and "model_type" not in values["depth_tokenizer_config"]:
         values["depth_tokenizer_config"] = {"model_type": "ait_vqvae", "image_size": 128, "downsample_ratio": 16}
+    if "instance" in values["tasks"]:
+        values["mask_tokenizer_config"] = {"model_type": "ait_vqvae", "image_size": 32, "downsample_ratio": 8}
     build_config(AiTConfig, values, str(path))
 
 

@@ -243,9 +243,10 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
             task: "depth", "instance" or "detection"; None is `config.default_task`.
             depth_labels: (B, H, W) metres, 0 = invalid.
             instance_labels: per image a mapping with `boxes` (N, 4) xyxy pixels, `class_labels` (N,) indices and, for
-                "instance", `masks` (N, H, W); optionally `image_size` (height, width) of the image before padding. Or
-                ready sequences: `input_ids` (L - 1,), `target_ids` (L,) and `mask_crops` (true objects, h, w) in
-                sequence order; then nothing is drawn at random.
+                "instance", `masks` (N, H, W); optionally `image_size` (height, width) of the image before padding, and
+                `seed`, an integer on which alone the drawn order and noise objects then depend. Or ready sequences:
+                `input_ids` (L - 1,), `target_ids` (L,) and `mask_crops` (true objects, h, w) in sequence order; then
+                nothing is drawn at random.
             return_dict: False returns a tuple.
             task_ids: (B,), all alike: the task as a number of `TASK_IDS`, as an image processor's `task` gives it.
 
@@ -422,11 +423,12 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
             crops = label.get("mask_crops", torch.zeros(0))
             return label["input_ids"].to(device), label["target_ids"].to(device), crops.to(device)
         _check_instance_label(label, size, config.num_labels, needs_masks=task == "instance")
-        kept = torch.randperm(len(label["boxes"]))[: config.num_objects]
+        generator = torch.Generator().manual_seed(int(label["seed"])) if "seed" in label else None
+        kept = torch.randperm(len(label["boxes"]), generator=generator)[: config.num_objects]
         boxes, classes = (label[name][kept.to(label[name].device)].to(device) for name in ("boxes", "class_labels"))
         count = config.num_objects - len(kept)
         height, width = label.get("image_size", size)
-        noise = draw_noise_objects(boxes, (int(height), int(width)), count)
+        noise = draw_noise_objects(boxes, (int(height), int(width)), count, generator)
         all_boxes = torch.cat((boxes.float(), noise.boxes))
         all_classes = torch.cat((classes.long(), torch.full((count,), -1, device=device)))
         codes, crops = None, torch.zeros(0, device=device)
@@ -436,7 +438,7 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
             all_crops = self._object_crops(masks, all_boxes, sources)
             codes, crops = self._encode_masks(all_crops), all_crops[: len(kept)]
         bins = boxes_to_bins(all_boxes, config.num_bins, config.coordinate_scale)
-        input_classes = corrupt_classes(all_classes, config.vocabulary)
+        input_classes = corrupt_classes(all_classes, config.vocabulary, generator)
         return (*object_sequence(bins, all_classes, codes, input_classes, config.vocabulary), crops)
 
     def _object_crops(self, masks: Tensor, boxes: Tensor, sources: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..data import SyntheticRooms  # noqa: F401 - importing the package registers its builders
 from ..metrics import DEPTH_METRICS, depth_metrics_per_image
 from .recipes import DataRecipe, RecipeError
+from .sampling import process_share
 
 
 class DepthPairs:
@@ -85,12 +86,9 @@ def evaluate_depth(
         batch_size: rows per call of `predict`.
         accelerator: the processes.
     """
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    # Every process makes the same number of calls, as wrapped models may communicate in each: the last row fills up.
-    rounds = -(-count // processes)
-    mine = [min(rank + turn * processes, count - 1) for turn in range(rounds)]
+    mine = process_share(count, accelerator.process_index, accelerator.num_processes)
     results: dict[int, dict[str, float]] = {}
-    chunks = [mine[start : start + batch_size] for start in range(0, rounds, batch_size)]
+    chunks = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
     for chunk in tqdm(chunks, desc="evaluation", leave=False, disable=not accelerator.is_main_process):
         predictions, targets = predict(chunk)
         for index, prediction, target in zip(chunk, predictions, targets, strict=True):

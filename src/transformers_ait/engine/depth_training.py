@@ -1,13 +1,13 @@
 """Training of the task-solver for depth."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 from torchvision import tv_tensors
 from transformers import PreTrainedModel
 
@@ -15,13 +15,14 @@ from ..configuration_ait import AiTConfig
 from ..data.augmentation_depth import depth_training_transform
 from ..image_processing_ait_depth import AiTDepthImageProcessor
 from ..modeling_ait import AiTForDenseAndInstancePrediction
-from ..modeling_ait_vqvae import AiTVQVAEModel
 from ..visualization import DepthPanelRow, depth_panel
 from .depth_data import DepthPairs, evaluate_depth, load_depth_pairs
 from .initialization import align_positions, initialize_from, load_backbone_weights
 from .loop import make_accelerator, train
 from .recipes import DepthModelRecipe, DepthRecipe, RecipeError, build_config
 from .sampling import Sample
+from .saving import save_task_solver
+from .tokenizers import load_tokenizer, with_tokenizer
 
 
 class DepthTask:
@@ -64,6 +65,10 @@ class DepthTask:
             pixel_values = (pixel_values - mean) / std
         return {"pixel_values": pixel_values, "depth_labels": depth.as_subclass(Tensor)[0]}
 
+    def collate(self, samples: list[Sample]) -> Sample:
+        """Stack samples."""
+        return default_collate(samples)
+
     def weight(self, batch: Sample) -> Tensor:
         """Number of images with any valid depth; each supervises the same number of tokens."""
         return (batch["depth_labels"] > 0).flatten(1).any(1).sum()
@@ -98,12 +103,8 @@ class DepthTask:
         return metrics, depth_panel(rows) if rows and accelerator.is_main_process else None
 
     def save(self, model: PreTrainedModel, state_dict: dict[str, Tensor], folder: Path) -> None:
-        """Model and image processor, as `from_pretrained` and the depth pipeline read them.
-
-        The weights take the recipe's `save_dtype`; the configuration still says the dtype to load them in.
-        """
-        stored = {name: x.to(self.save_dtype) if x.is_floating_point() else x for name, x in state_dict.items()}
-        model.save_pretrained(folder, state_dict=stored)
+        """Model and image processor, as `from_pretrained` and the depth pipeline read them."""
+        save_task_solver(model, state_dict, self.save_dtype, folder)
         self.processor.save_pretrained(folder)
 
 
@@ -145,8 +146,8 @@ def _model_with_tokenizer(recipe: DepthModelRecipe) -> AiTForDenseAndInstancePre
                 "run_vqvae.py run), or set model.config.depth_tokenizer_config.model_type to ait_bin_tokenizer."
             )
         return AiTForDenseAndInstancePrediction(build_config(AiTConfig, values, "the recipe"))
-    tokenizer = _load_tokenizer(recipe.depth_tokenizer)
-    config = build_config(AiTConfig, _with_tokenizer(values, tokenizer), "the recipe")
+    tokenizer = load_tokenizer(recipe.depth_tokenizer, "model.depth_tokenizer")
+    config = build_config(AiTConfig, with_tokenizer(values, tokenizer, "depth"), "the recipe")
     model = AiTForDenseAndInstancePrediction(config)
     model.depth_tokenizer.load_state_dict(tokenizer.state_dict())
     return model
@@ -166,27 +167,3 @@ def train_depth(recipe: DepthRecipe) -> Path:
     with accelerator.main_process_first():
         train_rows, eval_rows = load_depth_pairs(recipe.data)
     return train(DepthTask(model, train_rows, eval_rows, recipe), recipe, accelerator)
-
-
-def _load_tokenizer(path: str) -> AiTVQVAEModel:
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        inner = folder / "model"
-        hint = f" Did you mean {inner}?" if (inner / "config.json").is_file() else ""
-        raise FileNotFoundError(
-            f"model.depth_tokenizer {folder} holds no trained VQ-VAE (config.json is missing).{hint}"
-        )
-    return AiTVQVAEModel.from_pretrained(folder)
-
-
-def _with_tokenizer(values: dict[str, Any], tokenizer: AiTVQVAEModel) -> dict[str, Any]:
-    """Configuration values that agree with the tokenizer."""
-    given = values.get("depth_tokenizer_config") or {}
-    if set(given) - {"tau"}:
-        raise RecipeError(
-            "model.config.depth_tokenizer_config may only hold tau, since model.depth_tokenizer names a trained "
-            f"tokenizer; got {sorted(given)}."
-        )
-    stored = {**tokenizer.config.to_dict(), **given}
-    derived = {"image_size": tokenizer.config.image_size, "num_depth_codes": tokenizer.config.num_codes}
-    return {**derived, **values, "depth_tokenizer_config": type(tokenizer.config).from_dict(stored)}

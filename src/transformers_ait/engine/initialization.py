@@ -64,11 +64,16 @@ def _weights_file(source: str) -> Path:
     return files[0]
 
 
-def initialize_from(model: AiTForDenseAndInstancePrediction, folder: str) -> None:
-    """Start from the backbone, encoder and decoder of an earlier run.
+def initialize_from(model: AiTForDenseAndInstancePrediction, folder: str, decoder: bool = True) -> None:
+    """Start from the backbone and encoder of an earlier run, and from its decoder.
 
     A mask embedding may be missing on either side, so that parallel and autoregressive models can start from each
-    other; the tokenizers stay the model's own.
+    other; the tokenizers stay the model's own. The decoder of a detection model serves one for instances.
+
+    Args:
+        model: what to start.
+        folder: of the earlier model.
+        decoder: False leaves the decoder as it is; the earlier one may then have any vocabulary.
 
     Raises:
         OSError: the folder holds no checkpoint.
@@ -76,12 +81,34 @@ def initialize_from(model: AiTForDenseAndInstancePrediction, folder: str) -> Non
     """
     earlier = AiTForDenseAndInstancePrediction.from_pretrained(folder)
     state, own = earlier.model.state_dict(), model.model.state_dict()
+    if not decoder:
+        state, own = (_without_decoder(x) for x in (state, own))
     optional = {"decoder.mask_embedding"}
     misfit = sorted((state.keys() ^ own.keys()) - optional)
     misfit += [name for name in state.keys() & own.keys() if state[name].shape != own[name].shape]
     if misfit:
         raise RecipeError(f"model.initialize_from {folder} is another architecture; {misfit[0]} does not fit.")
     model.model.load_state_dict({name: tensor for name, tensor in state.items() if name in own}, strict=False)
+    if decoder and "detection" in earlier.config.tasks and "instance" in model.config.tasks:
+        _spread_positions(model)
+
+
+def _without_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.startswith("decoder.")}
+
+
+@torch.no_grad()
+def _spread_positions(model: AiTForDenseAndInstancePrediction) -> None:
+    """Give box and class of the n-th object of an instance sequence the position and task embeddings of detection."""
+    decoder, config = model.model.decoder, model.config
+    short, long = (config.tokens_per_object[task] for task in ("detection", "instance"))
+    objects = torch.arange(config.num_objects)[:, None]
+    # One more position per object: the embedding of a position stands with the token before it.
+    offsets = torch.arange(short)
+    table = decoder.position_embeddings
+    source = table[TASK_IDS["detection"]][objects * short + offsets]
+    table[TASK_IDS["instance"], objects * long + offsets] = source
+    decoder.task_embeddings[TASK_IDS["instance"]] = decoder.task_embeddings[TASK_IDS["detection"]]
 
 
 @torch.no_grad()

@@ -62,6 +62,10 @@ class TrainingTask(Protocol):
         """One augmented training sample; randomness comes from torch's default generator."""
         ...
 
+    def collate(self, samples: list[Sample]) -> Sample:
+        """A batch of samples."""
+        ...
+
     def weight(self, batch: Sample) -> Tensor:
         """Scalar by which a micro-batch's loss is normalised, such as its number of valid pixels."""
         ...
@@ -239,6 +243,8 @@ class _Trainer:
         self.steps = number_of_steps(recipe.run, task.num_rows)
         self.progress = Progress()
         self.log: RunLog | None = None
+        if recipe.run.channels_last:
+            task.model.to(memory_format=torch.channels_last)
         optim = recipe.optim
         groups = optimization.parameter_groups(task.model, optim.lr, optim.weight_decay, optim.layer_decay)
         optimizer = torch.optim.AdamW(groups, betas=tuple(optim.betas))
@@ -309,6 +315,7 @@ class _Trainer:
             DataLoader(
                 SeededSamples(self.task.sample, run.seed),
                 batch_sampler=sampler,
+                collate_fn=self.task.collate,
                 num_workers=self.recipe.data.num_workers,
                 pin_memory=accelerator.device.type == "cuda",
                 # Otherwise the loader draws its base seed from the generator that dropout uses.

@@ -34,8 +34,8 @@ class DataRecipe:
     """Which data, and how it is read.
 
     Args:
-        dataset: name for `datasets.load_dataset`; a builder of this package or any other with the columns `image` and
-            `depth` (16-bit millimetres, 0 = invalid).
+        dataset: name for `datasets.load_dataset`; a builder of this package or any other with the column `image` and,
+            as the task needs, `depth` (16-bit millimetres, 0 = invalid) or `objects` (see `InstanceRows`).
         options: further arguments of `load_dataset`.
         train_split: split to train on.
         eval_split: split to evaluate on.
@@ -128,6 +128,7 @@ class RunRecipe:
         checkpoint_every: steps between checkpoints; there is always one at the end.
         keep_checkpoints: how many of the latest checkpoints stay.
         panels: evaluation pictures per evaluation.
+        channels_last: keep images and convolutions in channels-last order, which is faster on CPUs and tensor cores.
         save_dtype: precision of the weights in the final `model` folder of a task-solver; half halves the file.
         resume: continue the run in `output` from its latest complete checkpoint.
     """
@@ -144,6 +145,7 @@ class RunRecipe:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     panels: int = 4
+    channels_last: bool = False
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     resume: bool = False
 
@@ -207,11 +209,16 @@ class RestartRecipe:
 @strict
 @dataclass
 class VQVAERecipe:
-    """Recipe of `training/run_vqvae.py`: a tokenizer of depth maps."""
+    """Recipe of `training/run_vqvae.py`: a tokenizer of depth maps, or of box crops of instance masks.
+
+    Args:
+        maps: "depth" needs the data's column `depth`, "masks" its `objects`.
+    """
 
     data: DataRecipe
     optim: OptimRecipe
     run: RunRecipe
+    maps: Literal["depth", "masks"] = "depth"
     model: VQVAEModelRecipe = field(default_factory=VQVAEModelRecipe)
     patch_mask: PatchMaskRecipe = field(default_factory=PatchMaskRecipe)
     restart: RestartRecipe = field(default_factory=RestartRecipe)
@@ -243,12 +250,7 @@ class DepthModelRecipe:
 
     def validate_normalization(self) -> None:
         """Mean and standard deviation come together, one value per channel."""
-        given = [values for values in (self.image_mean, self.image_std) if values is not None]
-        if len(given) == 1 or any(len(values) != 3 for values in given):
-            raise ValueError(
-                f"image_mean and image_std must both be given, three values each, got {self.image_mean} and "
-                f"{self.image_std}"
-            )
+        _check_normalization(self.image_mean, self.image_std)
 
 
 @strict
@@ -277,6 +279,73 @@ class DepthRecipe:
     run: RunRecipe
     model: DepthModelRecipe = field(default_factory=DepthModelRecipe)
     augmentation: AugmentationRecipe = field(default_factory=AugmentationRecipe)
+
+
+@strict
+@dataclass
+class InstanceModelRecipe:
+    """What to train.
+
+    Args:
+        config: fields of `AiTConfig`; `tasks` is [detection] or [instance]. With `mask_tokenizer`,
+            `mask_tokenizer_config` may hold `tau` alone; the classes are the data's.
+        mask_tokenizer: folder of a trained VQ-VAE of masks, for instances.
+        backbone_weights: pretrained weights of a timm backbone, a file or `package:NAME`; None starts at random.
+        initialize_from: folder of an earlier run whose backbone and encoder to start from.
+        initialize_decoder: start from its decoder too; a detection decoder also gives the places of boxes and classes
+            in the longer sequences of instances.
+        image_mean: mean of each channel that the backbone expects; None is ImageNet's.
+        image_std: standard deviation likewise.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    mask_tokenizer: str | None = None
+    backbone_weights: str | None = None
+    initialize_from: str | None = None
+    initialize_decoder: bool = False
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+
+    def validate_normalization(self) -> None:
+        """Mean and standard deviation come together, one value per channel."""
+        _check_normalization(self.image_mean, self.image_std)
+
+
+@strict
+@dataclass
+class InstanceAugmentationRecipe:
+    """The training augmentation of image, boxes and masks.
+
+    Args:
+        scale: least and largest factor of large-scale jitter.
+        flip: probability of a horizontal flip.
+    """
+
+    scale: list[float] = field(default_factory=lambda: [0.1, 3.0])
+    flip: float | int = 0.5
+
+    def validate_scale(self) -> None:
+        """Two positive factors, the least first."""
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale must be two positive factors, the least first, got {self.scale}")
+
+
+@strict
+@dataclass
+class InstanceRecipe:
+    """Recipe of `training/run_instance.py`: a task-solver for detection or instance segmentation."""
+
+    data: DataRecipe
+    optim: OptimRecipe
+    run: RunRecipe
+    model: InstanceModelRecipe = field(default_factory=InstanceModelRecipe)
+    augmentation: InstanceAugmentationRecipe = field(default_factory=InstanceAugmentationRecipe)
+
+
+def _check_normalization(mean: list[float] | None, std: list[float] | None) -> None:
+    given = [values for values in (mean, std) if values is not None]
+    if len(given) == 1 or any(len(values) != 3 for values in given):
+        raise ValueError(f"image_mean and image_std must both be given, three values each, got {mean} and {std}")
 
 
 class _Loader(yaml.SafeLoader):

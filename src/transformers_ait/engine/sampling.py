@@ -1,13 +1,14 @@
 """Data order and augmentation randomness as functions of the seed and the step, so that a resumed run repeats them."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-Sample = dict[str, Tensor]
+Sample = dict[str, Any]
+"""One training sample, or a batch of them: mostly tensors, and lists where samples differ in shape."""
 SampleKey = tuple[int, int]
 """(epoch, index of the row)."""
 
@@ -77,8 +78,21 @@ class SeededSamples(Dataset[Sample]):
 
     def __getitem__(self, key: SampleKey) -> Sample:
         epoch, index = key
-        seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)[0] >> 1)
+        seed = sample_seed(self.seed, epoch, index)
         # The generator of the processor alone: `torch.manual_seed` would disturb dropout on accelerators.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.make_sample(index)
+
+
+def sample_seed(*numbers: int) -> int:
+    """Seed in [0, 2^63) of a sample, from the run's seed and the sample's key."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def process_share(count: int, rank: int, processes: int) -> list[int]:
+    """Rows of `count` that process `rank` evaluates, every `processes`-th.
+
+    Every process gets equally many, as wrapped models may communicate in each call; the last row fills up.
+    """
+    return [min(rank + turn * processes, count - 1) for turn in range(-(-count // processes))]

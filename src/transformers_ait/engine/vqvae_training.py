@@ -1,57 +1,72 @@
-"""Training of a depth tokenizer."""
+"""Training of a tokenizer, of depth maps or of instance masks."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 from torchvision import tv_tensors
 from transformers import PreTrainedModel
 
+from ..coco_annotations_ait import annotation_box, annotation_mask, encode_masks
 from ..configuration_ait import AiTVQVAEConfig
 from ..data.augmentation_depth import depth_map_transform
+from ..data.mask_crops import box_crop
 from ..data.patch_mask import RandomPatchMask
 from ..distributed_ait import mean_over_processes
 from ..image_processing_ait_depth import MIN_DEPTH
+from ..mask_geometry_ait import crop_masks, paste_masks
 from ..modeling_ait_vqvae import AiTVQVAEModel
 from ..visualization import DepthPanelRow, depth_panel
 from .depth_data import DepthPairs, evaluate_depth, load_depth_pairs
+from .instance_data import InstanceRows, evaluate_objects, load_instance_rows
+from .instance_panel import instance_panel
 from .loop import make_accelerator, train
 from .recipes import VQVAERecipe, build_config
 from .sampling import Sample
 
 
-class VQVAEDepthTask:
-    """Reconstruct depth maps from inputs with masked patches.
+class VQVAETask(ABC):
+    """Reconstruct maps; what depth maps and masks share.
 
     Args:
         model: the tokenizer.
-        train_rows: training data.
-        eval_rows: evaluation data.
         recipe: the run's recipe.
+        num_rows: training samples.
+        num_eval: rows of evaluation data there are.
     """
 
-    def __init__(
-        self, model: AiTVQVAEModel, train_rows: DepthPairs, eval_rows: DepthPairs, recipe: VQVAERecipe
-    ) -> None:
+    def __init__(self, model: AiTVQVAEModel, recipe: VQVAERecipe, num_rows: int, num_eval: int) -> None:
         self.model = model
-        self.restart = recipe.restart
         self.config = model.config
-        self.train_rows = train_rows
-        self.eval_rows = eval_rows
-        self.num_rows = len(train_rows)
-        self.num_eval = min(len(eval_rows), recipe.data.eval_limit or len(eval_rows))
+        self.restart = recipe.restart
+        self.num_rows = num_rows
+        self.num_eval = min(num_eval, recipe.data.eval_limit or num_eval)
         self.eval_batch = recipe.data.eval_batch
-        self.panels = recipe.run.panels
-        self.transform = depth_map_transform(self.config.image_size)
+        self.panels = min(recipe.run.panels, self.num_eval)
         self.patch_mask = RandomPatchMask(recipe.patch_mask.patch_size, recipe.patch_mask.ratio)
 
+    @abstractmethod
+    def target(self, index: int) -> Tensor:
+        """One augmented map (1, S, S)."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, float], Image.Image | None]:
+        """Metrics of reconstructed evaluation data, from unmasked inputs, and a picture."""
+
     def sample(self, index: int) -> Sample:
-        """Masked input and whole target, (1, S, S) metres each."""
-        target = self.transform(tv_tensors.Mask(self.train_rows.depth(index))).as_subclass(Tensor)
+        """Masked input and whole target, (1, S, S) each."""
+        target = self.target(index)
         return {"pixel_values": self.patch_mask(target), "labels": target}
+
+    def collate(self, samples: list[Sample]) -> Sample:
+        """Stack samples."""
+        return default_collate(samples)
 
     def weight(self, batch: Sample) -> Tensor:
         """Number of pixels in the reconstruction loss."""
@@ -77,8 +92,35 @@ class VQVAEDepthTask:
             inputs = batch["pixel_values"].to(self.model.device)
             self.model.restart_dead_codes(inputs, self.restart.min_cluster_size)
 
+    def save(self, model: PreTrainedModel, state_dict: dict[str, Tensor], folder: Path) -> None:
+        """The tokenizer, as `AiTVQVAEModel.from_pretrained` reads it."""
+        model.save_pretrained(folder, state_dict=state_dict)
+
+
+class VQVAEDepthTask(VQVAETask):
+    """Reconstruct depth maps in metres.
+
+    Args:
+        model: the tokenizer.
+        train_rows: training data.
+        eval_rows: evaluation data.
+        recipe: the run's recipe.
+    """
+
+    def __init__(
+        self, model: AiTVQVAEModel, train_rows: DepthPairs, eval_rows: DepthPairs, recipe: VQVAERecipe
+    ) -> None:
+        super().__init__(model, recipe, len(train_rows), len(eval_rows))
+        self.train_rows = train_rows
+        self.eval_rows = eval_rows
+        self.transform = depth_map_transform(self.config.image_size)
+
+    def target(self, index: int) -> Tensor:
+        """A random crop of a depth map, (1, S, S) metres."""
+        return self.transform(tv_tensors.Mask(self.train_rows.depth(index))).as_subclass(Tensor)
+
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, float], Image.Image | None]:
-        """Depth metrics of reconstructed whole maps, from unmasked inputs."""
+        """Depth metrics of reconstructed whole maps."""
 
         def predict(indices: list[int]) -> tuple[list[Tensor], list[Tensor]]:
             targets = [self._eval_depth(index) for index in indices]
@@ -87,18 +129,14 @@ class VQVAEDepthTask:
             return list(predictions[:, 0]), [target[0] for target in targets]
 
         metrics = evaluate_depth(self.num_eval, predict, self.eval_batch, accelerator)
-        shown = list(range(min(self.panels, self.num_eval)))
         rows = []
-        if shown:
+        if self.panels:
+            shown = list(range(self.panels))
             predictions, targets = predict(shown)
             for index, depth, truth in zip(shown, predictions, targets, strict=True):
                 image = self.eval_rows.image(index)[:, : truth.shape[0], : truth.shape[1]]
                 rows.append(DepthPanelRow(image.permute(1, 2, 0).numpy(), depth, truth))
         return metrics, depth_panel(rows) if rows and accelerator.is_main_process else None
-
-    def save(self, model: PreTrainedModel, state_dict: dict[str, Tensor], folder: Path) -> None:
-        """The tokenizer, as `AiTVQVAEModel.from_pretrained` reads it."""
-        model.save_pretrained(folder, state_dict=state_dict)
 
     def _eval_depth(self, index: int) -> Tensor:
         """Depth (1, H, W), cut at bottom and right to whole tokens."""
@@ -107,8 +145,79 @@ class VQVAEDepthTask:
         return depth[:, :height, :width]
 
 
+class VQVAEMaskTask(VQVAETask):
+    """Reconstruct box crops of instance masks, which are made on the fly; one sample is one object.
+
+    Args:
+        model: the tokenizer.
+        train_rows: training data.
+        eval_rows: evaluation data.
+        recipe: the run's recipe.
+    """
+
+    def __init__(
+        self, model: AiTVQVAEModel, train_rows: InstanceRows, eval_rows: InstanceRows, recipe: VQVAERecipe
+    ) -> None:
+        self.objects = train_rows.index_objects()
+        super().__init__(model, recipe, len(self.objects), len(eval_rows))
+        self.train_rows = train_rows
+        self.eval_rows = eval_rows
+        self.in_memory = recipe.data.in_memory
+        self._crops: dict[int, Tensor] = {}
+
+    def target(self, index: int) -> Tensor:
+        """A crop (1, S, S) of one object's mask in [0, 1]."""
+        if index in self._crops:
+            return self._crops[index].float() / 255
+        row, number = self.objects[index]
+        entry, size = self.train_rows.annotations(row)[number], self.train_rows.size(row)
+        where = f"Annotation {entry['id']} of row {row}"
+        box = annotation_box(entry, size, where)
+        crop = box_crop(annotation_mask(entry, size, where), box, self.config.image_size)
+        if self.in_memory:
+            self._crops[index] = (crop * 255).round().byte()
+        return crop
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, float], Image.Image | None]:
+        """Mask and boundary AP of re-encoded true masks: the ceiling that the tokenizer sets to a task-solver."""
+
+        def predict(indices: list[int]) -> list[dict[str, Any]]:
+            return reencode_masks(model, self.config.image_size, self.eval_rows, indices, accelerator.device)
+
+        metrics = evaluate_objects(
+            self.eval_rows, self.num_eval, predict, ("segm", "boundary"), self.eval_batch, accelerator
+        )
+        shown = list(range(self.panels))
+        results = predict(shown) if shown else []
+        picture = instance_panel(self.eval_rows, shown, results) if shown and accelerator.is_main_process else None
+        return metrics, picture
+
+
+def reencode_masks(
+    model: nn.Module, size: int, rows: InstanceRows, indices: list[int], device: torch.device
+) -> list[dict[str, Any]]:
+    """COCO results, with score 1 and the true box and class, of true masks after encoding and decoding.
+
+    Args:
+        model: the tokenizer.
+        size: side of its crops.
+        rows: the data.
+        indices: row numbers, which become image ids.
+        device: where the tokenizer is.
+    """
+    found = [rows.objects(index) for index in indices]
+    crops = torch.cat([crop_masks(objects.masks, objects.boxes, size) for objects in found])
+    decoded = model(crops[:, None].to(device)).reconstruction[:, 0].float().cpu() if len(crops) else crops
+    results = []
+    for index, objects, values in zip(indices, found, decoded.split([len(x.boxes) for x in found]), strict=True):
+        pasted = paste_masks(values, objects.boxes, *objects.masks.shape[1:])
+        for label, mask in zip(objects.class_labels.tolist(), encode_masks(pasted), strict=True):
+            results.append({"image_id": index, "category_id": label, "score": 1.0, "segmentation": mask})
+    return results
+
+
 def train_vqvae(recipe: VQVAERecipe) -> Path:
-    """Train a depth tokenizer; returns the folder of the trained model.
+    """Train a tokenizer; returns the folder of the trained model.
 
     Raises:
         RecipeError: the recipe does not fit the model, the data or the processes.
@@ -116,8 +225,9 @@ def train_vqvae(recipe: VQVAERecipe) -> Path:
     """
     config = build_config(AiTVQVAEConfig, recipe.model.config, "the recipe")
     accelerator = make_accelerator(recipe.run)
+    masks = recipe.maps == "masks"
     with accelerator.main_process_first():
-        train_rows, eval_rows = load_depth_pairs(recipe.data)
+        rows: Any = load_instance_rows(recipe.data) if masks else load_depth_pairs(recipe.data)
     set_seed(recipe.run.seed)
-    model = AiTVQVAEModel(config)
-    return train(VQVAEDepthTask(model, train_rows, eval_rows, recipe), recipe, accelerator)
+    task = (VQVAEMaskTask if masks else VQVAEDepthTask)(AiTVQVAEModel(config), *rows, recipe)
+    return train(task, recipe, accelerator)

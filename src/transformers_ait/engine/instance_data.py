@@ -1,0 +1,222 @@
+"""Images with objects from a `datasets` dataset, and evaluation of predicted objects over processes."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from tqdm import tqdm
+
+from ..coco_annotations_ait import annotation_box, annotation_mask, encode_masks
+from ..data import SyntheticRooms  # noqa: F401 - importing the package registers its builders
+from ..mask_geometry_ait import proper_boxes
+from ..metrics import coco_metrics
+from .recipes import DataRecipe, RecipeError
+from .sampling import process_share
+
+MAP_COLUMN = "instance_map"
+REPORTED = ("AP", "AP50", "AP75")
+PREFIXES = {"bbox": "box", "segm": "mask", "boundary": "boundary"}
+
+
+@dataclass(frozen=True)
+class ImageObjects:
+    """Objects of one image that can be learnt: no crowds, nothing without area.
+
+    Args:
+        boxes: (N, 4) float32 xyxy pixels.
+        class_labels: (N,) int64.
+        masks: (N, H, W) bool.
+    """
+
+    boxes: Tensor
+    class_labels: Tensor
+    masks: Tensor
+
+
+class InstanceRows:
+    """Rows of a dataset with the columns `image` and `objects`.
+
+    `objects` holds lists: `id`, `category` (a `ClassLabel`), `bbox` (x, y, width, height in pixels), `area`, and either
+    `segmentation` (COCO's polygons or run-length encoding as JSON) and `iscrowd`, or a column `instance_map` beside it
+    (8-bit picture, pixels hold an entry of `id`).
+
+    Args:
+        rows: the dataset.
+        in_memory: keep decoded images and instance maps; otherwise every access decodes.
+
+    Raises:
+        RecipeError: a column is missing.
+    """
+
+    def __init__(self, rows: datasets.Dataset, in_memory: bool = False) -> None:
+        missing = {"image", "objects"} - set(rows.column_names)
+        if missing:
+            raise RecipeError(f"The dataset has no column {sorted(missing)}; its columns are {rows.column_names}.")
+        fields = rows.features["objects"]
+        self.has_map = MAP_COLUMN in rows.column_names
+        if not self.has_map and "segmentation" not in fields:
+            raise RecipeError(
+                f"The dataset's objects have neither `segmentation` nor a column `{MAP_COLUMN}`; they have "
+                f"{sorted(fields)}."
+            )
+        names = getattr(fields["category"].feature, "names", None)
+        if names is None:
+            raise RecipeError("The dataset's objects.category must be a ClassLabel, which names the classes.")
+        self.class_names: list[str] = list(names)
+        pictures = ["image", MAP_COLUMN] if self.has_map else ["image"]
+        self.pictures = {name: rows.select_columns(name) for name in pictures}
+        self.annotated = rows.select_columns("objects")
+        self.in_memory = in_memory
+        self._decoded: dict[tuple[str, int], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.annotated)
+
+    def image(self, index: int) -> Tensor:
+        """Image (3, H, W) uint8."""
+        return torch.from_numpy(self._picture("image", index)).permute(2, 0, 1)
+
+    def annotations(self, index: int) -> list[dict[str, Any]]:
+        """Annotations in COCO's form, crowds included; `category_id` is the class index, masks are arrays or COCO's."""
+        columns = self.annotated[index]["objects"]
+        entries = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        numbers = self._picture(MAP_COLUMN, index) if self.has_map and entries else None
+        for entry in entries:
+            entry["category_id"] = entry.pop("category")
+            if numbers is not None:
+                entry["segmentation"] = numbers == entry["id"]
+            else:
+                entry["segmentation"] = json.loads(entry["segmentation"])
+        return entries
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image."""
+        if ("image", index) in self._decoded:
+            return self._decoded["image", index].shape[:2]  # type: ignore[return-value]
+        picture = self.pictures["image"][index]["image"]
+        return picture.height, picture.width
+
+    def objects(self, index: int) -> ImageObjects:
+        """What can be learnt from an image.
+
+        Raises:
+            ValueError: an annotation is unusable, named by image and annotation.
+        """
+        size = self.size(index)
+        boxes, labels, masks = [], [], []
+        for entry in self.annotations(index):
+            if entry.get("iscrowd", 0):
+                continue
+            where = f"Annotation {entry['id']} of row {index}"
+            box = annotation_box(entry, size, where)
+            if box is None or not proper_boxes(box.float()):
+                continue
+            mask = annotation_mask(entry, size, where)
+            if mask.any():
+                boxes.append(box.float())
+                labels.append(entry["category_id"])
+                masks.append(mask)
+        return ImageObjects(
+            torch.stack(boxes) if boxes else torch.zeros(0, 4),
+            torch.tensor(labels, dtype=torch.long),
+            torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.bool),
+        )
+
+    def index_objects(self) -> list[tuple[int, int]]:
+        """(row, position within `annotations`) of every object with area, crowds left out, from boxes alone."""
+        found = []
+        for row, columns in enumerate(tqdm(self.annotated["objects"], desc="objects", leave=False)):
+            crowds = columns.get("iscrowd") or [0] * len(columns["bbox"])
+            for number, (box, crowd) in enumerate(zip(columns["bbox"], crowds, strict=True)):
+                if not crowd and min(box[2:]) > 0:
+                    found.append((row, number))
+        return found
+
+    def ground_truth(self, count: int) -> dict[str, Any]:
+        """COCO annotations of rows 0 .. count - 1, crowds included; image ids are row numbers."""
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index in range(count):
+            height, width = self.size(index)
+            images.append({"id": index, "height": height, "width": width})
+            for entry in self.annotations(index):
+                mask = entry["segmentation"]
+                if isinstance(mask, np.ndarray):
+                    mask = encode_masks(torch.from_numpy(mask)[None])[0]
+                own = {"id": len(annotations) + 1, "image_id": index, "segmentation": mask}
+                annotations.append({"iscrowd": 0, **entry, **own})
+        categories = [{"id": number, "name": name} for number, name in enumerate(self.class_names)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _picture(self, column: str, index: int) -> np.ndarray:
+        if (column, index) in self._decoded:
+            return self._decoded[column, index]
+        picture = self.pictures[column][index][column]
+        pixels = np.array(picture.convert("RGB") if column == "image" else picture)
+        if self.in_memory:
+            self._decoded[column, index] = pixels
+        return pixels
+
+
+def load_instance_rows(recipe: DataRecipe) -> tuple[InstanceRows, InstanceRows]:
+    """Training and evaluation rows of a recipe.
+
+    Raises:
+        RecipeError: the dataset, a split or a column does not exist, or the splits differ in their classes.
+    """
+    splits = []
+    for split in (recipe.train_split, recipe.eval_split):
+        try:
+            rows = datasets.load_dataset(recipe.dataset, split=split, **recipe.options)
+        except (ValueError, TypeError, OSError) as error:
+            raise RecipeError(f"data.dataset {recipe.dataset!r}, split {split!r}, cannot be loaded: {error}") from error
+        splits.append(InstanceRows(rows, recipe.in_memory))
+    if splits[0].class_names != splits[1].class_names:
+        raise RecipeError(f"The splits {recipe.train_split!r} and {recipe.eval_split!r} have different classes.")
+    return splits[0], splits[1]
+
+
+def evaluate_objects(
+    rows: InstanceRows,
+    count: int,
+    predict: Callable[[list[int]], list[dict[str, Any]]],
+    iou_types: Sequence[str],
+    batch_size: int,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """COCO metrics over rows that the processes share out.
+
+    Args:
+        rows: the data.
+        count: number of rows; rows 0 .. count - 1 are evaluated.
+        predict: row numbers to COCO results, with row numbers as image ids and class indices as category ids.
+        iou_types: of "bbox", "segm" and "boundary".
+        batch_size: rows per call of `predict`.
+        accelerator: the processes.
+
+    Returns:
+        `box_AP`, `box_AP50`, `box_AP75`, likewise `mask_` and `boundary_`, in [0, 1]; the same in every process.
+    """
+    mine = process_share(count, accelerator.process_index, accelerator.num_processes)
+    chunks = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+    results: dict[int, list[dict[str, Any]]] = {}
+    for chunk in tqdm(chunks, desc="evaluation", leave=False, disable=not accelerator.is_main_process):
+        results |= {index: [] for index in chunk}
+        for result in predict(chunk):
+            results[result["image_id"]].append(result)
+    gathered = dict(gather_object(list(results.items())))
+    found = [result for index in sorted(gathered) for result in gathered[index]]
+    metrics: list[dict[str, float]] = [{}]
+    if accelerator.is_main_process:
+        truth = rows.ground_truth(count)
+        for iou_type in iou_types:
+            figures = coco_metrics(found, truth, iou_type)
+            metrics[0] |= {f"{PREFIXES[iou_type]}_{name}": figures[name] for name in REPORTED}
+    return broadcast_object_list(metrics)[0]

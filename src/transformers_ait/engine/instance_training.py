@@ -1,0 +1,212 @@
+"""Training of the task-solver for detection and instance segmentation."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+from torchvision import tv_tensors
+from transformers import PreTrainedModel
+
+from ..configuration_ait import AiTConfig
+from ..data.augmentation_instance import instance_training_transform
+from ..image_processing_ait_instance import AiTInstanceImageProcessor
+from ..modeling_ait import AiTForDenseAndInstancePrediction
+from ..modeling_ait_vqvae import AiTVQVAEModel
+from .initialization import initialize_from, load_backbone_weights
+from .instance_data import InstanceRows, evaluate_objects, load_instance_rows
+from .instance_panel import instance_panel
+from .loop import make_accelerator, train
+from .recipes import InstanceModelRecipe, InstanceRecipe, RecipeError, build_config
+from .sampling import Sample
+from .saving import save_task_solver
+from .tokenizers import load_tokenizer, with_tokenizer
+
+OBJECT_TASKS = ("detection", "instance")
+EVALUATION_SEED = 0  # of the nucleus, so that an evaluation repeats itself
+
+
+class InstanceTask:
+    """Predict objects from images; evaluation decodes whole images, as at inference.
+
+    Args:
+        model: the task-solver, for instances with its trained tokenizer.
+        task: "detection" or "instance".
+        train_rows: training data.
+        eval_rows: evaluation data.
+        recipe: the run's recipe.
+    """
+
+    def __init__(
+        self,
+        model: AiTForDenseAndInstancePrediction,
+        task: str,
+        train_rows: InstanceRows,
+        eval_rows: InstanceRows,
+        recipe: InstanceRecipe,
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.train_rows = train_rows
+        self.eval_rows = eval_rows
+        self.num_rows = len(train_rows)
+        self.num_eval = min(len(eval_rows), recipe.data.eval_limit or len(eval_rows))
+        self.eval_batch = recipe.data.eval_batch
+        self.panels = min(recipe.run.panels, self.num_eval)
+        self.save_dtype: torch.dtype = getattr(torch, recipe.run.save_dtype)
+        self.size: int = model.config.image_size
+        self.processor = instance_image_processor(self.size, recipe.model)
+        self.mean, self.std = (
+            torch.tensor(values)[:, None, None] for values in (self.processor.image_mean, self.processor.image_std)
+        )
+        self.transform = instance_training_transform(self.size, recipe.augmentation.scale, recipe.augmentation.flip)
+        self.needed = ("boxes", "class_labels", "masks") if task == "instance" else ("boxes", "class_labels")
+
+    def sample(self, index: int) -> Sample:
+        """Augmented image (3, S, S), normalised and padded, and its objects in its pixels."""
+        objects = self.train_rows.objects(index)
+        image = self.train_rows.image(index)
+        height, width = image.shape[1:]
+        boxes = tv_tensors.BoundingBoxes(objects.boxes, format="XYXY", canvas_size=(height, width))  # type: ignore[call-overload]
+        masks = tv_tensors.Mask(objects.masks)
+        sample = {"image": tv_tensors.Image(image), "boxes": boxes, "masks": masks, "labels": objects.class_labels}
+        moved = {name: value.as_subclass(Tensor) for name, value in self.transform(sample).items()}
+        height, width = moved["image"].shape[1:]
+        padding = (0, self.size - width, 0, self.size - height)
+        labels = {
+            "boxes": moved["boxes"].float(),
+            "class_labels": moved["labels"],
+            "masks": F.pad(moved["masks"], padding),
+        }
+        return {
+            "pixel_values": F.pad((moved["image"] / 255 - self.mean) / self.std, padding),
+            "instance_labels": {name: labels[name] for name in self.needed}
+            | {"image_size": (height, width), "seed": int(torch.randint(2**62, ()))},
+        }
+
+    def collate(self, samples: list[Sample]) -> Sample:
+        """Stacked images; objects stay in a list, as every image has its own number."""
+        pixel_values = default_collate([sample["pixel_values"] for sample in samples])
+        return {"pixel_values": pixel_values, "instance_labels": [sample["instance_labels"] for sample in samples]}
+
+    def weight(self, batch: Sample) -> Tensor:
+        """Number of supervised tokens: all of a true object, the class alone of a noise object."""
+        slots, tokens = self.model.config.num_objects, self.model.config.tokens_per_object[self.task]
+        counts = [min(len(label["class_labels"]), slots) for label in batch["instance_labels"]]
+        return torch.tensor(sum(count * tokens + slots - count for count in counts))
+
+    def loss(self, model: nn.Module, batch: Sample, share: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The model's own loss, normalised by the tokens of the whole batch."""
+        output = model(task=self.task, **batch)
+        return share * output.loss, output.loss_dict
+
+    def after_step(self, batch: Sample, step: int, steps: int) -> None:
+        """Nothing is left to do."""
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, float], Image.Image | None]:
+        """COCO's average precision on whole images."""
+
+        def predict(indices: list[int]) -> list[dict[str, Any]]:
+            return self._predict(model, indices, accelerator.device)
+
+        iou_types = ("bbox", "segm") if self.task == "instance" else ("bbox",)
+        metrics = evaluate_objects(self.eval_rows, self.num_eval, predict, iou_types, self.eval_batch, accelerator)
+        shown = list(range(self.panels))
+        results = predict(shown) if shown else []
+        picture = instance_panel(self.eval_rows, shown, results) if shown and accelerator.is_main_process else None
+        return metrics, picture
+
+    def save(self, model: PreTrainedModel, state_dict: dict[str, Tensor], folder: Path) -> None:
+        """Model and image processor, as `from_pretrained` and the pipelines read them."""
+        save_task_solver(model, state_dict, self.save_dtype, folder)
+        self.processor.save_pretrained(folder)
+
+    def _predict(self, model: nn.Module, indices: list[int], device: torch.device) -> list[dict[str, Any]]:
+        images = [self.eval_rows.image(index) for index in indices]
+        inputs = self.processor(images, return_tensors="pt").to(device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(EVALUATION_SEED)
+            outputs = model(task=self.task, **inputs)
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        identity = {number: number for number in range(len(self.eval_rows.class_names))}
+        return self.processor.post_process_coco(outputs, indices, identity, sizes)
+
+
+def instance_image_processor(size: int, recipe: InstanceModelRecipe) -> AiTInstanceImageProcessor:
+    """Image processor that prepares images as in training; without mean and standard deviation, ImageNet's."""
+    sizes = {"size": {"longest_edge": size}, "pad_size": {"height": size, "width": size}}
+    if recipe.image_mean is None or recipe.image_std is None:
+        return AiTInstanceImageProcessor(**sizes)
+    return AiTInstanceImageProcessor(**sizes, image_mean=recipe.image_mean, image_std=recipe.image_std)
+
+
+def build_instance_model(recipe: InstanceModelRecipe, class_names: list[str]) -> AiTForDenseAndInstancePrediction:
+    """Task-solver of a recipe, for instances with its trained tokenizer, at the point that training starts from.
+
+    Args:
+        recipe: what to train.
+        class_names: of the data; they become the configuration's `id2label`.
+
+    Raises:
+        FileNotFoundError: the tokenizer's folder holds no model.
+        RecipeError: the configuration is not valid, or does not fit the tokenizer or the earlier run.
+    """
+    values = {**recipe.config, "id2label": dict(enumerate(class_names))}
+    values["label2id"] = {name: number for number, name in values["id2label"].items()}
+    tokenizer = _mask_tokenizer(recipe)
+    if tokenizer is not None:
+        values = with_tokenizer(values, tokenizer, "mask")
+    model = AiTForDenseAndInstancePrediction(build_config(AiTConfig, values, "the recipe"))
+    if tokenizer is not None:
+        model.mask_tokenizer.load_state_dict(tokenizer.state_dict())
+    if recipe.backbone_weights is not None:
+        load_backbone_weights(model, recipe.backbone_weights)
+    if recipe.initialize_from is not None:
+        initialize_from(model, recipe.initialize_from, decoder=recipe.initialize_decoder)
+    return model
+
+
+def recipe_task(recipe: InstanceModelRecipe) -> str:
+    """The task that a recipe trains.
+
+    Raises:
+        RecipeError: not exactly one of detection and instance.
+    """
+    tasks = list(recipe.config.get("tasks", []))
+    if len(tasks) != 1 or tasks[0] not in OBJECT_TASKS:
+        raise RecipeError(f"model.config.tasks must be [detection] or [instance], got {tasks}.")
+    return tasks[0]
+
+
+def _mask_tokenizer(recipe: InstanceModelRecipe) -> AiTVQVAEModel | None:
+    needed = recipe_task(recipe) == "instance"
+    if needed and recipe.mask_tokenizer is None:
+        raise RecipeError(
+            "model.mask_tokenizer is missing: give the folder of a trained VQ-VAE (the `model` folder of a "
+            "run_vqvae.py run with masks)."
+        )
+    if not needed and recipe.mask_tokenizer is not None:
+        raise RecipeError("model.mask_tokenizer is for the task instance; detection writes no masks, leave it out.")
+    return load_tokenizer(recipe.mask_tokenizer, "model.mask_tokenizer") if recipe.mask_tokenizer else None
+
+
+def train_instance(recipe: InstanceRecipe) -> Path:
+    """Train a task-solver for detection or instances; returns the folder of the trained model.
+
+    Raises:
+        FileNotFoundError: the tokenizer's folder holds no model.
+        RecipeError: the recipe does not fit the model, the data or the processes.
+        FileExistsError: the run's folder is in use.
+    """
+    task = recipe_task(recipe.model)
+    accelerator = make_accelerator(recipe.run)
+    with accelerator.main_process_first():
+        train_rows, eval_rows = load_instance_rows(recipe.data)
+    set_seed(recipe.run.seed)
+    model = build_instance_model(recipe.model, train_rows.class_names)
+    return train(InstanceTask(model, task, train_rows, eval_rows, recipe), recipe, accelerator)
