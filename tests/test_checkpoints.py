@@ -348,6 +348,18 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, data, make
     assert any(not torch.allclose(naive[name], whole[name], rtol=1e-2, atol=1e-6) for name in whole)
 
 
+def test_accumulation_gives_the_codebook_of_the_whole_batch(tmp_path, data):
+    states = {}
+    for micro in (4, 2, 1):
+        run(vqvae_recipe(tmp_path / str(micro), micro_batch=micro), data)
+        states[micro] = load_file(tmp_path / str(micro) / "model" / "model.safetensors")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    for micro in (2, 1):
+        for name, expected in states[4].items():
+            torch.testing.assert_close(states[micro][name], expected, rtol=1e-3, atol=1e-4, msg=f"{micro} {name}")
+
+
 def test_batch_sizes_must_divide(tmp_path):
     with pytest.raises(RecipeError, match=r"run\.batch_size must be a multiple .*\(3 x 1\), got 4"):
         make_accelerator(vqvae_recipe(tmp_path, micro_batch=3).run)
@@ -365,6 +377,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data):
         task.model.decoder.output.bias.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="step 2.*optim.lr"):
         train(task, recipe, make_accelerator(recipe.run))
+
+
+def test_rows_are_resized_with_real_depths_alone():
+    features = datasets.Features({"image": datasets.Image(), "depth": datasets.Image()})
+    depth = np.random.default_rng(0).integers(700, 9000, (40, 60)).astype(np.uint16)
+    image = Image.fromarray((depth[..., None] // 40).astype(np.uint8).repeat(3, -1))
+    data = datasets.Dataset.from_dict({"image": [image], "depth": [Image.fromarray(depth)]}, features)
+    pairs = DepthPairs(data, size=(20, 30))
+    assert pairs.image(0).shape == (3, 20, 30) and pairs.depth(0).shape == (1, 20, 30)
+    # Averages of neighbours would be depths that nothing in the picture has.
+    assert np.isin(np.round(pairs.depth(0).numpy() * 1000), depth).all()
 
 
 def test_depth_rows_need_their_columns():

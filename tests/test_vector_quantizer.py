@@ -104,11 +104,31 @@ def test_update_is_float32_under_mixed_precision():
     plain, mixed = make_quantizer(), make_quantizer()
     vectors = torch.randn(1000, 3)
     codes = plain.assign(vectors)
-    plain.update(vectors, codes)
+    plain.collect(vectors, codes)
+    plain.apply_update()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(mixed.assign(vectors), codes)
-        mixed.update(vectors, codes)
+        mixed.collect(vectors, codes)
+        mixed.apply_update()
     assert all(torch.equal(getattr(plain, name), getattr(mixed, name)) for name in BUFFERS)
+
+
+def test_deferred_updates_see_all_forward_passes_as_one():
+    whole, parts, hasty = (make_quantizer().train() for _ in range(3))
+    parts.deferred = True
+    vectors = torch.randn(30, 3)
+    whole(vectors)
+    start = parts.codebook.clone()
+    for part in vectors.split(10):
+        parts(part)
+        hasty(part)
+    assert torch.equal(parts.codebook, start)
+    parts.apply_update()
+    for name in BUFFERS:
+        assert torch.allclose(getattr(parts, name), getattr(whole, name), atol=1e-6), name
+        assert not torch.allclose(getattr(hasty, name), getattr(whole, name), atol=1e-4), name
+    parts.apply_update()
+    assert torch.allclose(parts.codebook, whole.codebook, atol=1e-6), "without new vectors nothing moves"
 
 
 def test_dead_codes_move_onto_encoder_outputs_and_living_ones_stay():

@@ -1,5 +1,6 @@
 """What training shares between processes; every function is the identity in a single process."""
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -18,6 +19,15 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     if not (dist.is_available() and dist.is_initialized()):
         return tensor
     return sum_over_processes(tensor) / dist.get_world_size()
+
+
+def gather_over_processes(tensor: Tensor) -> Tensor:
+    """Detached tensors of equal shapes (N, ...) of all processes, one after the other: (processes * N, ...)."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return tensor.detach()
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.detach().contiguous())
+    return torch.cat(parts)
 
 
 def broadcast_from_first(tensor: Tensor) -> Tensor:

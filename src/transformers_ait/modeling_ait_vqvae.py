@@ -1,5 +1,6 @@
 """VQ-VAE tokenizer: depth maps and masks to codes, codes or code probabilities back to maps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_ait import AiTVQVAEConfig
+from .distributed_ait import gather_over_processes
 from .vector_quantizer import VectorQuantizer
 
 
@@ -140,10 +142,15 @@ class AiTVQVAEModel(PreTrainedModel):
         return self._to_output_range(self._decode_vectors(self.quantizer.soft_lookup(probabilities)))
 
     @torch.no_grad()
-    def restart_dead_codes(self, pixel_values: Tensor, min_cluster_size: float = 0.2) -> int:
-        """Move unused codes onto encoder outputs of a batch (B, C, H, W); returns how many. For training loops."""
-        vectors = self._encoder_vectors(pixel_values)
-        return self.quantizer.restart_dead_codes(vectors.flatten(0, 2), min_cluster_size)
+    def restart_dead_codes(self, pixel_values: Sequence[Tensor], min_cluster_size: float = 0.2) -> int:
+        """Move unused codes onto encoder outputs of one step's data; returns how many. For training loops.
+
+        Args:
+            pixel_values: this process's micro-batches (B, C, H, W), equally large in all processes.
+            min_cluster_size: codes with a smaller moving-average cluster are moved.
+        """
+        vectors = [gather_over_processes(self._encoder_vectors(maps).flatten(0, 2)) for maps in pixel_values]
+        return self.quantizer.restart_dead_codes(torch.cat(vectors), min_cluster_size)
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None

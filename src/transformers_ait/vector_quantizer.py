@@ -16,6 +16,10 @@ class VectorQuantizer(nn.Module):
         decay: decay of both moving averages.
         epsilon: Laplace smoothing of the cluster sizes.
 
+    Attributes:
+        deferred: in training mode collect statistics and leave the codebook to `apply_update`; for gradient
+            accumulation, where one update must see several forward passes. Otherwise every forward pass updates.
+
     Buffers:
         codebook: (K, D), the code vectors.
         ema_cluster_size: (K,), smoothed moving average of the number of vectors assigned to each code.
@@ -30,6 +34,8 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.decay = decay
         self.epsilon = epsilon
+        self.deferred = False
+        self._collected: list[tuple[Tensor, Tensor]] = []
         self.register_buffer("codebook", torch.empty(num_codes, code_dim))
         self.register_buffer("ema_cluster_size", torch.empty(num_codes))
         self.register_buffer("ema_sums", torch.empty(num_codes, code_dim))
@@ -63,11 +69,8 @@ class VectorQuantizer(nn.Module):
         return probabilities @ self.codebook.to(probabilities.dtype)
 
     @torch.no_grad()
-    def update(self, vectors: Tensor, codes: Tensor) -> None:
-        """Move the codebook towards the vectors assigned to it.
-
-        Counts and sums are added up over all processes, so that every process holds the codebook that one process
-        with the whole batch would hold.
+    def collect(self, vectors: Tensor, codes: Tensor) -> None:
+        """Count vectors for the next `apply_update`.
 
         Args:
             vectors: (N, D) encoder outputs.
@@ -76,8 +79,19 @@ class VectorQuantizer(nn.Module):
         assignment = F.one_hot(codes, self.num_codes).float()
         # Mixed precision would round the sums.
         with torch.autocast(vectors.device.type, enabled=False):
-            counts = sum_over_processes(assignment.sum(0))
-            sums = sum_over_processes(assignment.T @ vectors.detach().float())
+            self._collected.append((assignment.sum(0), assignment.T @ vectors.detach().float()))
+
+    @torch.no_grad()
+    def apply_update(self) -> None:
+        """Move the codebook towards the vectors collected since the last update; nothing happens without any.
+
+        Counts and sums are added up over all processes, so that every process holds the codebook that one process
+        with the whole batch would hold.
+        """
+        if not self._collected:
+            return
+        counts, sums = (sum_over_processes(torch.stack(x).sum(0)) for x in zip(*self._collected, strict=True))
+        self._collected = []
         size = self.ema_cluster_size.lerp(counts, 1 - self.decay)
         total = size.sum()
         # The smoothed sizes are what the buffer keeps: the next update decays them, not the raw ones.
@@ -96,7 +110,7 @@ class VectorQuantizer(nn.Module):
         outputs are never chosen and so never move. All processes take what the first one draws.
 
         Args:
-            vectors: (N, D) encoder outputs of the present batch.
+            vectors: (N, D) encoder outputs of the present batch, of all processes.
             min_cluster_size: codes whose moving-average cluster size is below this are moved.
             generator: source of randomness, on the CPU.
 
@@ -124,5 +138,7 @@ class VectorQuantizer(nn.Module):
         codes = self.assign(vectors)
         quantized = self.lookup(codes).to(vectors.dtype)
         if self.training:
-            self.update(vectors.reshape(-1, vectors.shape[-1]), codes.reshape(-1))
+            self.collect(vectors.reshape(-1, vectors.shape[-1]), codes.reshape(-1))
+            if not self.deferred:
+                self.apply_update()
         return vectors + (quantized - vectors).detach(), quantized, codes

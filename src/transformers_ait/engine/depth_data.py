@@ -1,12 +1,13 @@
 """Pairs of image and depth map from a `datasets` dataset, and evaluation of predicted depth over processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,17 +23,20 @@ class DepthPairs:
     Args:
         rows: the dataset.
         in_memory: keep decoded rows, 8-bit images and 16-bit depth; otherwise every access decodes.
+        size: height and width to resize to, images bilinear with antialiasing, depth to the nearest pixel; None leaves
+            them as they are.
 
     Raises:
         RecipeError: a column is missing.
     """
 
-    def __init__(self, rows: datasets.Dataset, in_memory: bool = False) -> None:
+    def __init__(self, rows: datasets.Dataset, in_memory: bool = False, size: Sequence[int] | None = None) -> None:
         missing = {"image", "depth"} - set(rows.column_names)
         if missing:
             raise RecipeError(f"The dataset has no column {sorted(missing)}; its columns are {rows.column_names}.")
         self.columns = {name: rows.select_columns(name) for name in ("image", "depth")}
         self.in_memory = in_memory
+        self.size = None if size is None else (size[1], size[0])  # as PIL has it
         self._decoded: dict[tuple[str, int], np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -50,25 +54,35 @@ class DepthPairs:
         if (column, index) in self._decoded:
             return self._decoded[column, index]
         picture = self.columns[column][index][column]
-        pixels = np.array(picture.convert("RGB")) if column == "image" else np.array(picture).astype(np.uint16)
+        picture = picture.convert("RGB") if column == "image" else Image.fromarray(np.array(picture).astype(np.uint16))
+        if self.size is not None:
+            # PIL's filters antialias.
+            picture = picture.resize(
+                self.size, Image.Resampling.BILINEAR if column == "image" else Image.Resampling.NEAREST
+            )
+        pixels = np.array(picture)
         if self.in_memory:
             self._decoded[column, index] = pixels
         return pixels
 
 
-def load_depth_pairs(recipe: DataRecipe) -> tuple[DepthPairs, DepthPairs]:
+def load_depth_pairs(recipe: DataRecipe, resize_all: bool = False) -> tuple[DepthPairs, DepthPairs]:
     """Training and evaluation rows of a recipe.
+
+    Args:
+        recipe: which data.
+        resize_all: evaluation rows take `train_size` too.
 
     Raises:
         RecipeError: the dataset, a split or a column does not exist.
     """
     splits = []
-    for split in (recipe.train_split, recipe.eval_split):
+    for split, resized in ((recipe.train_split, True), (recipe.eval_split, resize_all)):
         try:
             rows = datasets.load_dataset(recipe.dataset, split=split, **recipe.options)
         except (ValueError, TypeError, OSError) as error:
             raise RecipeError(f"data.dataset {recipe.dataset!r}, split {split!r}, cannot be loaded: {error}") from error
-        splits.append(DepthPairs(rows, recipe.in_memory))
+        splits.append(DepthPairs(rows, recipe.in_memory, recipe.train_size if resized else None))
     return splits[0], splits[1]
 
 

@@ -78,7 +78,7 @@ class DepthTask:
         output = model(task="depth", **batch)
         return share * output.loss, output.loss_dict
 
-    def after_step(self, batch: Sample, step: int, steps: int) -> None:
+    def after_step(self, batches: list[Sample], step: int, steps: int) -> None:
         """Nothing is left to do."""
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, float], Image.Image | None]:

@@ -105,7 +105,7 @@ class InstanceTask:
         output = model(task=self.task, **batch)
         return share * output.loss, output.loss_dict
 
-    def after_step(self, batch: Sample, step: int, steps: int) -> None:
+    def after_step(self, batches: list[Sample], step: int, steps: int) -> None:
         """Nothing is left to do."""
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, float], Image.Image | None]:

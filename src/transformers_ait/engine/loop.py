@@ -78,8 +78,8 @@ class TrainingTask(Protocol):
         """
         ...
 
-    def after_step(self, batch: Sample, step: int, steps: int) -> None:
-        """Called after optimiser step `step` (counted from 1) of `steps`, with its last micro-batch."""
+    def after_step(self, batches: list[Sample], step: int, steps: int) -> None:
+        """Called after optimiser step `step` (counted from 1) of `steps`, with this process's micro-batches."""
         ...
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, float], Image.Image | None]:
@@ -272,7 +272,7 @@ class _Trainer:
         for step in range(self.progress.step + 1, self.steps + 1):
             group = [next(batches) for _ in range(self.accelerator.gradient_accumulation_steps)]
             self.progress.add(self._update(group))
-            self.task.after_step(group[-1], step, self.steps)
+            self.task.after_step(group, step, self.steps)
             bar.update()
             if step % run.log_every == 0 or step == self.steps:
                 bar.set_postfix(self._log_training())

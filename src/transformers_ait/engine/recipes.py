@@ -41,6 +41,8 @@ class DataRecipe:
         eval_split: split to evaluate on.
         eval_limit: evaluate on the first so many rows; None is all.
         eval_batch: rows per forward pass and process in evaluation.
+        train_size: height and width that training images and depth maps are resized to once, as the image processor
+            resizes what it is given; None leaves them as they are.
         in_memory: keep decoded rows in memory; they are decoded once.
         num_workers: data-loading processes per training process.
     """
@@ -51,8 +53,14 @@ class DataRecipe:
     eval_split: str = "validation"
     eval_limit: int | None = None
     eval_batch: int = 8
+    train_size: list[int] | None = None
     in_memory: bool = False
     num_workers: int = 0
+
+    def validate_size(self) -> None:
+        """A size is two positive numbers of pixels."""
+        if self.train_size is not None and (len(self.train_size) != 2 or min(self.train_size) < 1):
+            raise ValueError(f"train_size must be a height and a width in pixels, got {self.train_size}")
 
     def validate_counts(self) -> None:
         """Batches and limits hold at least one row."""

@@ -43,6 +43,7 @@ class VQVAETask(ABC):
 
     def __init__(self, model: AiTVQVAEModel, recipe: VQVAERecipe, num_rows: int, num_eval: int) -> None:
         self.model = model
+        self.model.quantizer.deferred = True
         self.config = model.config
         self.restart = recipe.restart
         self.num_rows = num_rows
@@ -86,10 +87,11 @@ class VQVAETask(ABC):
         }
         return share * reconstruction + commitment, parts
 
-    def after_step(self, batch: Sample, step: int, steps: int) -> None:
-        """Restart dead codes, as the recipe says."""
+    def after_step(self, batches: list[Sample], step: int, steps: int) -> None:
+        """Update the codebook once for the whole step, and restart dead codes as the recipe says."""
+        self.model.quantizer.apply_update()
         if self.restart.every and step % self.restart.every == 0 and step <= self.restart.until * steps:
-            inputs = batch["pixel_values"].to(self.model.device)
+            inputs = [batch["pixel_values"].to(self.model.device) for batch in batches]
             self.model.restart_dead_codes(inputs, self.restart.min_cluster_size)
 
     def save(self, model: PreTrainedModel, state_dict: dict[str, Tensor], folder: Path) -> None:
@@ -227,7 +229,7 @@ def train_vqvae(recipe: VQVAERecipe) -> Path:
     accelerator = make_accelerator(recipe.run)
     masks = recipe.maps == "masks"
     with accelerator.main_process_first():
-        rows: Any = load_instance_rows(recipe.data) if masks else load_depth_pairs(recipe.data)
+        rows: Any = load_instance_rows(recipe.data) if masks else load_depth_pairs(recipe.data, resize_all=True)
     set_seed(recipe.run.seed)
     task = (VQVAEMaskTask if masks else VQVAEDepthTask)(AiTVQVAEModel(config), *rows, recipe)
     return train(task, recipe, accelerator)
