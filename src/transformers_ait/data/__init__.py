@@ -1,16 +1,24 @@
 """Data sets for training and tests; importing this package makes them known to `datasets.load_dataset`."""
 
-from . import synthetic_rooms
+from . import coco_instances, nyu_depth_v2, synthetic_rooms
+from .coco_instances import COCOInstances, COCOInstancesConfig
+from .nyu_depth_v2 import NYUDepthV2, NYUDepthV2Config
 from .registration import register_builder
 from .rooms_render import RoomCamera, RoomFrame, RoomObject, render_room
 from .rooms_scene import SYNTHETIC_ROOMS_CLASSES, SYNTHETIC_ROOMS_SEMANTIC_CLASSES
 from .synthetic_rooms import RoomsConfig, SyntheticRooms
 
-register_builder("synthetic_rooms", synthetic_rooms, synthetic_rooms.CODE_HASH, reads_files=False)
+register_builder("synthetic_rooms", synthetic_rooms, synthetic_rooms.CODE_HASH)
+register_builder("nyu_depth_v2", nyu_depth_v2, nyu_depth_v2.CODE_HASH)
+register_builder("coco_instances", coco_instances, coco_instances.CODE_HASH)
 
 __all__ = [
     "SYNTHETIC_ROOMS_CLASSES",
     "SYNTHETIC_ROOMS_SEMANTIC_CLASSES",
+    "COCOInstances",
+    "COCOInstancesConfig",
+    "NYUDepthV2",
+    "NYUDepthV2Config",
     "RoomCamera",
     "RoomFrame",
     "RoomObject",

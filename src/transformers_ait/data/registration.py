@@ -9,6 +9,7 @@ import inspect
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import datasets
 
@@ -18,7 +19,7 @@ try:
 except ImportError:
     _PACKAGED_DATASETS_MODULES = None
 
-_BUILDERS_WITHOUT_FILES: set[str] = set()
+_OWN_BUILDERS: set[str] = set()
 
 
 def source_hash(modules: Sequence[ModuleType]) -> str:
@@ -36,37 +37,44 @@ def source_hash(modules: Sequence[ModuleType]) -> str:
     return digest.hexdigest()
 
 
-def register_builder(name: str, module: ModuleType, code_hash: str, *, reads_files: bool = True) -> None:
-    """Let `datasets.load_dataset(name, ...)` find a builder.
+def register_builder(name: str, module: ModuleType, code_hash: str) -> None:
+    """Let `datasets.load_dataset(name, ...)` find a builder, which finds its files, if any, by its own options.
 
     Args:
         name: name of the dataset.
         module: the module that holds its one builder class.
         code_hash: see `source_hash`.
-        reads_files: False for a builder that reads no files; then the working directory is not searched for any.
     """
     if _PACKAGED_DATASETS_MODULES is None:
         message = f"datasets {datasets.__version__} cannot load {name!r} by name; use the builder class instead"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
         return
     _PACKAGED_DATASETS_MODULES[name] = (module.__name__, code_hash)
-    if not reads_files:
-        _BUILDERS_WITHOUT_FILES.add(name)
-        _skip_file_search()
+    _OWN_BUILDERS.add(name)
+    _skip_file_search()
 
 
 def _skip_file_search() -> None:
-    """Let `datasets` build what needs no files without listing the working directory, huge or empty as it may be."""
+    """Let `datasets` reach these builders without a request to count the download, and without listing all files of
+    `data_dir` or the working directory, huge or empty as they may be."""
     if getattr(datasets.load.PackagedDatasetModuleFactory, "skips_file_search", False):
         return
 
     class ModuleFactory(PackagedDatasetModuleFactory):
         skips_file_search = True
 
+        def __init__(self, name: str, data_files: Any = None, **kwargs: Any) -> None:
+            self.name, self.data_files = name, data_files
+            if name not in _OWN_BUILDERS:
+                super().__init__(name, data_files=data_files, **kwargs)
+
         def get_module(self) -> DatasetModule:
-            if self.name not in _BUILDERS_WITHOUT_FILES:
+            if self.name not in _OWN_BUILDERS:
                 return super().get_module()
             module_path, code_hash = _PACKAGED_DATASETS_MODULES[self.name]
-            return DatasetModule(module_path, code_hash, {"data_files": {}, "dataset_name": self.name})
+            # None would make `datasets` ask for files.
+            return DatasetModule(
+                module_path, code_hash, {"data_files": self.data_files or {}, "dataset_name": self.name}
+            )
 
     datasets.load.PackagedDatasetModuleFactory = ModuleFactory
