@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_tools
 from pycocotools.coco import COCO
@@ -14,10 +16,7 @@ from transformers import DetrImageProcessor
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
-from transformers_ait import (
-    AiTInstanceImageProcessor,
-    contiguous_categories,
-)
+from transformers_ait import AiTInstanceImageProcessor, contiguous_categories
 from transformers_ait.image_processing_ait_instance import fitted_size
 from transformers_ait.mask_geometry_ait import paste_masks
 from transformers_ait.metrics import coco_metrics
@@ -26,9 +25,9 @@ SIDE = 32
 CATEGORIES = {1: 0, 7: 1, 90: 2}
 
 
-def small(**settings):
+def small(**changes):
     sizes = {"size": {"longest_edge": SIDE}, "pad_size": {"height": SIDE, "width": SIDE}}
-    return AiTInstanceImageProcessor(**(sizes | settings))
+    return AiTInstanceImageProcessor(**(sizes | changes))
 
 
 def photo(height, width, seed=0):
@@ -204,27 +203,82 @@ def test_forms_of_a_mask_agree(form):
     assert not torch.equal(labels_of(square(segmentation=compressed(moved)))["masks"], expected)
 
 
-def test_crowds_and_empty_annotations_are_skipped_with_one_warning():
-    annotations = [
-        square(),
-        square(6, iscrowd=1, segmentation={"size": [16, 32], "counts": runs(reference_mask())}),
-        square(7, iscrowd=1, category_id=12345),
-        square(8, bbox=[3, 3, 0, 4]),
-        square(9, segmentation=[[1, 1, 2, 2]]),
-        square(10, segmentation=np.zeros((16, 32))),
-    ]
+SKIPPED = {
+    "crowd": square(6, iscrowd=1, segmentation={"size": [16, 32], "counts": runs(reference_mask())}),
+    "crowd of an unknown category": square(7, iscrowd=1, category_id=12345),
+    "crowd that does not decode": square(8, iscrowd=1, segmentation={"size": [16, 32], "counts": "nonsense!"}),
+    "box without height": square(9, bbox=[3, 3, 4, 0.0], segmentation=[[3, 3, 7, 3, 5, 3]]),
+    "box without area, no mask": square(10, bbox=[3, 3, 0, 4], segmentation=[]),
+    "box without area, outside": square(11, bbox=[99, 99, 0, 0]),
+    "polygon of two corners": square(12, segmentation=[[1, 1, 2, 2]]),
+    "polygon within a pixel": square(13, bbox=[3.1, 3.1, 0.2, 0.2], segmentation=[[3.1, 3.1, 3.3, 3.1, 3.2, 3.3]]),
+    "empty array": square(14, segmentation=np.zeros((16, 32))),
+}
+
+
+def read_images(*targets, **kwargs):
+    """Labels of a batch of 16 x 32 images, and what was logged."""
+    images = [photo(16, 32, seed) for seed in range(len(targets))]
     with CaptureLogger(logging.get_logger("transformers_ait.image_processing_ait_instance")) as capture:
-        label = labels_of(*annotations)
-    assert len(label["boxes"]) == len(label["masks"]) == len(label["class_labels"]) == 1
-    assert capture.out.strip() == "Skipped annotations that hold no object to learn: 2 crowd and 3 without area."
+        inputs = small()(images, list(targets), CATEGORIES, return_tensors="pt", **kwargs)
+    assert len(inputs["pixel_values"]) == len(inputs["instance_labels"]) == len(targets)
+    return inputs["instance_labels"], capture.out.strip()
+
+
+@pytest.mark.parametrize("case", SKIPPED)
+def test_annotations_that_coco_has_without_object_are_skipped(case):
+    """Alone, beside an object, and in a batch: the image stays, its other objects stay, one warning counts."""
+    skipped, kind = SKIPPED[case], "crowd" if SKIPPED[case]["iscrowd"] else "without area"
+    message = "Skipped annotations that hold no object to learn: {} " + kind + "."
+    (alone,), logged = read_images({"image_id": 3, "annotations": [skipped]})
+    assert alone["boxes"].shape == (0, 4) and alone["masks"].shape == (0, SIDE, SIDE)
+    assert logged == message.format(1)
+    (beside,), logged = read_images({"image_id": 3, "annotations": [skipped, square()]})
+    expected = labels_of(square())
+    assert all(torch.equal(beside[name], expected[name]) for name in expected) and logged == message.format(1)
+    batch = [{"image_id": 3 + i, "annotations": [square()] * i + [skipped]} for i in range(3)]
+    labels, logged = read_images(*batch)
+    assert [len(label["boxes"]) for label in labels] == [0, 1, 2] and logged == message.format(3)
+
+
+def test_one_warning_counts_what_a_batch_skips():
+    first = {"image_id": 3, "annotations": [square(), *SKIPPED.values()]}
+    labels, logged = read_images(first, first | {"image_id": 4}, {"image_id": 5, "annotations": []})
+    assert [label["annotation_ids"].tolist() for label in labels] == [[5], [5], []]
+    assert logged == "Skipped annotations that hold no object to learn: 6 crowd and 12 without area."
+    assert read_images({"image_id": 3, "annotations": [square()]})[1] == "", "counts do not outlive a call"
+
+
+def test_boxes_alone_do_not_need_a_mask_with_pixels():
+    target = {"image_id": 3, "annotations": [SKIPPED["empty array"]]}
+    assert len(read_images(target, return_segmentation_masks=False)[0][0]["boxes"]) == 1
+
+
+def test_coco_s_own_crowds_are_counted(coco):
+    annotations, folder = coco
+    targets = targets_of(annotations, annotations["images"])
+    crowds = sum(annotation["iscrowd"] for annotation in annotations["annotations"])
+    mapping = contiguous_categories(annotations["categories"])
+    with CaptureLogger(logging.get_logger("transformers_ait.image_processing_ait_instance")) as capture:
+        labels = small()([folder / i["file_name"] for i in annotations["images"]], targets, mapping)["instance_labels"]
+    assert crowds == 7 and sum(len(label["boxes"]) for label in labels) == len(annotations["annotations"]) - crowds
+    assert min(len(label["boxes"]) for label in labels) == 0, "an image without objects is among them"
+    assert capture.out.strip().endswith(": 7 crowd.")
+
+
+def test_objects_carry_their_ids():
+    label = labels_of(square(17), square(4))
+    assert label["image_id"].item() == 3 and label["annotation_ids"].tolist() == [17, 4]
+    assert all("annotation_ids" not in labels_of(square(unusual)) for unusual in ("a17", None, 2**70))
 
 
 def test_images_without_objects():
     label = labels_of()
     assert {name: tuple(value.shape) for name, value in label.items()} == {
-        "boxes": (0, 4), "class_labels": (0,), "image_size": (2,), "masks": (0, SIDE, SIDE),
+        "boxes": (0, 4), "class_labels": (0,), "image_size": (2,), "masks": (0, SIDE, SIDE), "image_id": (),
+        "annotation_ids": (0,),
     }  # fmt: skip
-    assert labels_of(square(), return_segmentation_masks=False).keys() == {"boxes", "class_labels", "image_size"}
+    assert labels_of(square(), return_segmentation_masks=False).keys() == label.keys() - {"masks"}
     bare = {key: value for key, value in square().items() if key not in ("segmentation", "iscrowd", "id")}
     assert len(labels_of(bare, return_segmentation_masks=False)["boxes"]) == 1
 
@@ -243,8 +297,21 @@ def test_boxes_are_clipped_to_the_image():
         ({"bbox": [1, 4, float("nan"), 5]}, "four finite numbers"),
         ({"bbox": [1, 4, 5]}, "four finite numbers"),
         ({"bbox": None}, "needs a bbox"),
+        ({"bbox": ["1", 4, 5, 5]}, "four finite numbers"),
+        ({"bbox": [[1, 4, 5, 5]] * 4}, "four finite numbers"),
+        ({"bbox": torch.zeros(4, 2)}, "four finite numbers"),
+        ({"bbox": [1, 4, 5, 10**400]}, "four finite numbers"),
+        ({"iscrowd": "0"}, "iscrowd '0'; it must be 0 or 1"),
+        ({"iscrowd": float("nan")}, "iscrowd nan"),
         ({"category_id": 2}, r"category_id 2, which category_to_index does not hold; it holds 3 ids: \[1, 7, 90\]"),
         ({"category_id": None}, "category_id None"),
+        ({"category_id": "7"}, "category_id '7'"),
+        ({"category_id": [7]}, r"category_id \[7\]"),
+        ({"segmentation": np.full((16, 32), "a")}, "mask of dtype <U1; make it boolean"),
+        ({"segmentation": torch.ones(16, 32).cfloat()}, "mask of dtype torch.complex64"),
+        ({"segmentation": torch.ones(1, 16, 32)}, r"mask of size \(1, 16, 32\)"),
+        ({"segmentation": {"size": 512, "counts": [512]}}, "mask of size 512"),
+        ({"segmentation": {"size": None, "counts": [512]}}, "mask of size None"),
         ({"segmentation": np.ones((32, 16))}, r"mask of size \(32, 16\), but its upright image is \(16, 32\)"),
         ({"segmentation": {"size": [32, 16], "counts": [512]}}, r"mask of size \(32, 16\)"),
         ({"segmentation": {"size": [16, 32], "counts": [600]}}, "does not decode"),
@@ -266,8 +333,33 @@ def test_boxes_are_clipped_to_the_image():
     ],
 )
 def test_faulty_annotations_are_named(change, message):
+    """In one image, and in the middle of a batch, whatever was skipped or read before."""
     with pytest.raises(ValueError, match=f"^Annotation 5 of image 3 .*{message}"):
         labels_of(square(4), square(**change))
+    sound = {"annotations": [square(4), SKIPPED["crowd"]]}
+    faulty = {"image_id": 3, "annotations": [square(4), square(**change), square(6)]}
+    with pytest.raises(ValueError, match=f"^Annotation 5 of image 3 .*{message}"):
+        read_images({"image_id": 1, **sound}, faulty, {"image_id": 2, **sound})
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=6) | st.fixed_dictionaries({"size": inner, "counts": inner})
+    | st.fixed_dictionaries({"size": st.just([16, 32]), "counts": inner | st.lists(st.integers())}),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["bbox", "segmentation", "category_id", "iscrowd", "id"]), JUNK)
+def test_nothing_but_named_errors_comes_of_junk(field, junk):
+    annotation = square(**{field: junk})
+    try:
+        label = labels_of(annotation)
+    except ValueError as error:
+        assert str(error).startswith(f"Annotation {annotation['id']} of image 3 ")
+    else:
+        assert len(label["boxes"]) <= 1 and label["boxes"].isfinite().all()
 
 
 def test_a_cut_compressed_encoding_is_noticed():
@@ -283,6 +375,7 @@ def test_a_cut_compressed_encoding_is_noticed():
     ("annotations", "categories", "error", "message"),
     [
         ({"annotations": []}, None, ValueError, r"category_to_index is required.*contiguous_categories"),
+        ({"annotations": []}, [{"id": 7}], ValueError, "category_to_index is required"),
         ([{"annotations": []}] * 2, CATEGORIES, ValueError, "got 2 for 1 images"),
         ([[square()]], CATEGORIES, TypeError, "annotations must be"),
         ({"labels": []}, CATEGORIES, TypeError, r"annotations\[0\] must be .* got the keys \['labels'\]"),
@@ -432,17 +525,13 @@ def test_mask_threshold_is_that_of_the_mask_values():
         small().post_process_instance_segmentation(outputs, mask_threshold=0)
 
 
-def test_masks_are_pasted_at_the_unclipped_boxes(monkeypatch):
+def test_masks_are_pasted_at_the_unclipped_boxes():
     values = torch.rand(5, 8, 8)
     boxes = [[4 + i, 2, 40, 20.0] for i in range(5)]
     expected = paste_masks(values, torch.tensor(boxes), 16, 32)
     outputs = outputs_of(boxes, [0.9, 0.8, 0.7, 0.6, 0.5], masks=values)
-    for budget in (1, 2 * 16 * 32, 10**9):
-        monkeypatch.setattr("transformers_ait.image_processing_ait_instance.PASTE_BUDGET", budget)
-        (result,) = small().post_process_instance_segmentation(
-            outputs, target_sizes=[(16, 32)], return_binary_maps=True
-        )
-        assert torch.equal(result["segmentation"], expected)
+    (result,) = small().post_process_instance_segmentation(outputs, target_sizes=[(16, 32)], return_binary_maps=True)
+    assert torch.equal(result["segmentation"], expected)
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,51 @@ def test_processor_labels_train_the_model(object_model, shared_dir):
         output.loss.backward()
 
 
+CORNERS = {"cup": [2, 2, 9, 9], "dog": [10, 3, 20, 12]}
+
+
+def annotated(image_id, *names):
+    """Annotations of a 16 x 32 image with the named objects; "crowd" and "thin" hold nothing to learn."""
+    entries = []
+    for number, name in enumerate(names):
+        left, top, right, bottom = CORNERS.get(name, [1, 1, 30, 15])
+        polygon = [left, top, right, top, right, bottom, left, bottom]
+        box = [left, top, right - left, 0 if name == "thin" else bottom - top]
+        entry = {"id": 10 * image_id + number, "category_id": list(CORNERS).index(name) if name in CORNERS else 0}
+        entries.append(entry | {"bbox": box, "iscrowd": int(name == "crowd"), "segmentation": [polygon]})
+    return {"image_id": image_id, "annotations": entries}
+
+
+@pytest.mark.parametrize("task", ["instance", "detection"])
+@pytest.mark.parametrize(
+    "names", [[()], [("crowd",)], [("thin", "crowd")], [(), ()], [("cup", "dog"), (), ("thin",)]], ids=str
+)
+def test_images_without_objects_go_all_the_way(object_model, task, names):
+    """Annotations, processor, loss, gradients, decoding, results: alone and beside images that hold objects."""
+    processor = AiTInstanceImageProcessor(
+        size={"longest_edge": 32}, pad_size={"height": 32, "width": 32}, task=task, do_normalize=False
+    )
+    pictures = [torch.rand(3, 16, 32) * 255 for _ in names]
+    targets = [annotated(index, *entry) for index, entry in enumerate(names)]
+    inputs = processor(pictures, targets, {0: 0, 1: 1}, return_tensors="pt")
+    counts = [sum(name in CORNERS for name in entry) for entry in names]
+    assert [len(entry["boxes"]) for entry in inputs["instance_labels"]] == counts
+    model = object_model().train()
+    output = model(**inputs)
+    output.loss.backward()
+    assert output.loss.isfinite() and output.loss_dict[f"{task}_class_ce"] > 0
+    assert (output.loss_dict[f"{task}_box_ce"] > 0) == (sum(counts) > 0)
+    assert all(p.grad.isfinite().all() for p in model.model.parameters() if p.grad is not None)
+    decoded = model.eval().generate(inputs["pixel_values"], task=task)
+    sizes = [(16, 32)] * len(names)
+    assert len(processor.post_process_object_detection(decoded, 0.0, sizes)) == len(names)
+    nothing = processor.post_process_object_detection(decoded, 1.1, sizes)
+    assert all(found["boxes"].shape == (0, 4) for found in nothing)
+    if task == "instance":
+        assert len(processor.post_process_instance_segmentation(decoded, 0.0, target_sizes=sizes)) == len(names)
+    assert processor.post_process_coco(decoded, range(len(names)), {0: 0, 1: 1, 2: 2}, sizes, threshold=1.1) == []
+
+
 # Decoding
 
 
@@ -362,6 +407,13 @@ def test_stepwise_logits_equal_teacher_forced_ones(object_model, images):
 def test_unfit_labels_are_named(object_model, images, change, message):
     entry = {name: value for name, value in (label(2) | change).items() if value is not None}
     with pytest.raises(ValueError, match=message):
+        object_model()(images[:1], task="instance", instance_labels=[entry])
+
+
+def test_a_class_beyond_the_configuration_names_its_annotation(object_model, images):
+    ids = {"image_id": torch.tensor(7), "annotation_ids": torch.tensor([40, 41])}
+    entry = {**label(2), **ids, "class_labels": torch.tensor([0, 3])}
+    with pytest.raises(ValueError, match=r"Annotation 41 of image 7 has class index 3, .*category_to_index does"):
         object_model()(images[:1], task="instance", instance_labels=[entry])
 
 

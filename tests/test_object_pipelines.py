@@ -1,5 +1,6 @@
 """Object checkpoints as folders: Auto classes, who decides the task, remote code, and the three pipelines."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -33,11 +34,14 @@ def photo(height, width):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@pytest.fixture
-def photographs(shared_dir):
-    """COCO photographs of several sizes."""
-    paths = sorted((shared_dir / "data" / "coco_small" / "images").iterdir())[:4]
-    opened = [Image.open(path) for path in paths]
+@pytest.fixture(params=["made up", "COCO"])
+def photographs(request):
+    """Four pictures of several sizes; COCO's where they are at hand."""
+    if request.param == "made up":
+        opened = [photo(*size) for size in ((48, 64), (70, 31), (32, 32), (9, 90))]
+    else:
+        folder = request.getfixturevalue("shared_dir") / "data" / "coco_small" / "images"
+        opened = [Image.open(path) for path in sorted(folder.iterdir())[:4]]
     assert len({image.size for image in opened}) > 1, "sizes must be mixed"
     return opened
 
@@ -251,15 +255,88 @@ def test_segmentation_pipeline_equals_processor_model_and_post_processing(joint_
         assert entry["score"] == segment["score"]
 
 
-def test_joint_folder_serves_three_pipelines(folder, photographs, no_messages, tmp_path):
+def test_joint_folder_serves_three_pipelines(joint_model, folder, photographs, no_messages, tmp_path):
+    """Each answers as the model itself does for the task, single and batched, from one folder of weights."""
+    proper_objects(joint_model).save_pretrained(folder)
     TASK_PROCESSORS["depth"]().save_pretrained(tmp_path / "depth")
     depth_processor = AutoImageProcessor.from_pretrained(folder, subfolder="depth")
     estimate = piped("depth-estimation", folder, image_processor=depth_processor)
-    single = [estimate(image)["predicted_depth"] for image in photographs]
-    for image, depth, batched in zip(photographs, single, estimate(photographs, batch_size=3), strict=True):
-        assert depth.shape == image.size[::-1] and torch.allclose(batched["predicted_depth"], depth, atol=1e-4)
-    assert all(isinstance(piped("image-segmentation", folder)(image), list) for image in photographs)
-    assert all(isinstance(piped("object-detection", folder)(image), list) for image in photographs)
+    batched = estimate(photographs, batch_size=3)
+    for image, together in zip(photographs, batched, strict=True):
+        depth = estimate(image)["predicted_depth"]
+        assert depth.shape == image.size[::-1] and torch.allclose(together["predicted_depth"], depth, atol=1e-4)
+        by_hand = joint_model.generate(depth_processor(image, return_tensors="pt")["pixel_values"], task="depth")
+        (expected,) = depth_processor.post_process_depth_estimation(by_hand, [image.size[::-1]])
+        assert torch.allclose(depth, expected["predicted_depth"], atol=1e-4)
+    for task, name in (("image-segmentation", "instance"), ("object-detection", "detection")):
+        find = piped(task, folder, image_processor=TASK_PROCESSORS[name](), threshold=0.0)
+        counts = [len(found) for found in find(photographs, batch_size=4)]
+        assert counts == [len(find(image)) for image in photographs] and sum(counts) > 0
+
+
+@pytest.mark.parametrize("task", ["image-segmentation", "object-detection"])
+def test_thresholds_pass_through_pipelines(joint_model, folder, photographs, no_messages, task):
+    """At construction and at calls, where the call wins."""
+    proper_objects(joint_model).save_pretrained(folder)
+    image = photographs[0]
+    find, settings = piped(task, folder, threshold=0.0), {}
+    if task == "image-segmentation":
+        settings = {"overlap_mask_area_threshold": 0.0}
+    everything = find(image, **settings)
+    scores = sorted(entry["score"] for entry in everything)
+    assert len(set(scores)) > 1
+    middle = (scores[0] + scores[-1]) / 2
+    expected = [entry for entry in everything if entry["score"] >= middle]
+    assert 0 < len(expected) < len(everything)
+    strict = piped(task, folder, threshold=middle)
+    for found in (find(image, threshold=middle, **settings), strict(image, **settings)):
+        assert same(found, expected)
+    assert same(strict(image, threshold=0.0, **settings), everything) and find(image, threshold=1.1) == []
+
+
+def test_mask_thresholds_pass_through_the_segmentation_pipeline(joint_model, folder, photographs, no_messages):
+    proper_objects(joint_model).save_pretrained(folder)
+    find = piped("image-segmentation", folder, threshold=0.0)
+
+    def areas(**settings):
+        found = [entry for entries in find(photographs, **settings) for entry in entries]
+        return [int((np.asarray(entry["mask"]) > 0).sum()) for entry in found]
+
+    low, high = (areas(mask_threshold=value, overlap_mask_area_threshold=0.0) for value in (0.1, 0.5))
+    assert sum(low) > sum(high) > 0
+    strict, lenient = (areas(overlap_mask_area_threshold=value) for value in (0.999, 0.0))
+    assert 0 < len(strict) < len(lenient)
+
+
+def test_pipelines_open_files(joint_model, folder, photographs, no_messages, tmp_path):
+    proper_objects(joint_model).save_pretrained(folder)
+    paths = [str(tmp_path / f"{index}.png") for index in range(len(photographs))]
+    for image, path in zip(photographs, paths, strict=True):
+        image.save(path)
+    find = piped("object-detection", folder, threshold=0.0)
+    assert all(same(a, b) for a, b in zip(find(paths, batch_size=2), find(photographs), strict=True))
+
+
+def test_pictures_without_objects_give_nothing(folder, photographs, no_messages):
+    """Random weights write inverted boxes: their objects are dropped, alone and in a batch."""
+    for task in ("image-segmentation", "object-detection"):
+        find = piped(task, folder, threshold=1.1)
+        assert find(photographs[0]) == [] and find(photographs, batch_size=3) == [[]] * 4
+
+
+def test_demo_draws_the_objects_of_a_room(joint_model, folder, repository, capsys):
+    specification = importlib.util.spec_from_file_location("demo", repository / "training" / "demo.py")
+    demo = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(demo)
+    proper_objects(joint_model).save_pretrained(folder)
+    frame = demo.render_room(demo.HELD_OUT_ROOM, height=120, width=160)
+    picture = demo.instance_picture(demo.load("image-segmentation", folder), frame, 0.0)
+    assert picture.width > picture.height > 500 and len(picture.getcolors(10**7)) > 1000
+    printed = capsys.readouterr().out
+    assert "preprocess" in printed and f"0 of {len(frame.objects)} true ones with mask IoU >= 0.5" in printed
+    truth = [{"label": item.category, "mask": frame.instance_map == item.id} for item in frame.objects]
+    demo.describe_objects(truth[1:], truth)
+    assert f"{len(truth) - 1} predicted; {len(truth) - 1} of {len(truth)} true ones" in capsys.readouterr().out
 
 
 def test_pipelines_of_a_detection_checkpoint(tiny_model, photographs, no_messages, tmp_path):

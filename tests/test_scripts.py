@@ -41,3 +41,8 @@ def test_evaluate_prints_soft_hard_and_constant(script, repository, tmp_path):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert len(metrics) == 3 and "| constant |" in output
     assert all(set(row) >= {"d1", "rmse", "silog"} for row in metrics.values())
+
+
+def test_augmentations_are_drawn(script, tmp_path):
+    assert "wrote" in script("show_augmentation.py", "--output", tmp_path / "augmentation.png")
+    assert (tmp_path / "augmentation.png").stat().st_size > 50_000

@@ -1,32 +1,36 @@
-"""Depth of one real photograph and of one rendered room, beside the truth, as one picture.
+"""Depth of a real photograph, depth and objects of a rendered room, beside the truth, as one picture.
 
     python training/demo.py --output demo.png          # what `make demo` runs
-    python training/demo.py --model DIRECTORY --image photo.jpg
+    python training/demo.py --model DIRECTORY --instance-model DIRECTORY --image photo.jpg
 
 The photograph is the Middlebury motorcycle scene that ships inside scikit-image, with true disparity; the room is
-rendered here. Everything goes through the public route: `pipeline("depth-estimation")` on a checkpoint folder.
+rendered here. Everything goes through the public route: `pipeline("depth-estimation")` and
+`pipeline("image-segmentation")` on checkpoint folders.
 """
 
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import skimage.data
 from PIL import Image
 from transformers import pipeline
-from transformers.pipelines import DepthEstimationPipeline
+from transformers.pipelines import Pipeline
 from transformers.utils import logging
 
 import transformers_ait  # noqa: F401  (registers the Auto classes)
-from transformers_ait.data import render_room
+from transformers_ait.data import RoomFrame, render_room
 from transformers_ait.metrics import depth_metrics
-from transformers_ait.visualization import DepthPanelRow, depth_panel
+from transformers_ait.visualization import DepthPanelRow, depth_panel, draw_instances, picture_panel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Calibration of the scene, from the docstring of skimage.data.stereo_motorcycle.
 FOCAL_LENGTH, BASELINE, PRINCIPAL_OFFSET = 994.978, 0.193001, 31.086
 HELD_OUT_ROOM = 2_000_000_029  # of the test split, chosen for its furniture
+ROOM_TITLE = "Rendered room, never trained on"
+MIN_IOU = 0.5  # of a predicted mask with a true one of its class, to count as found
 
 
 def motorcycle() -> tuple[Image.Image, np.ndarray]:
@@ -36,26 +40,28 @@ def motorcycle() -> tuple[Image.Image, np.ndarray]:
     return Image.fromarray(left), np.nan_to_num(depth, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
 
 
-def room() -> tuple[Image.Image, np.ndarray]:
-    """A rendered room that no training run has seen, and its depth in metres."""
-    frame = render_room(HELD_OUT_ROOM, height=480, width=640)
-    return Image.fromarray(frame.image), frame.depth_dense
-
-
-def predict(estimator: DepthEstimationPipeline, name: str, image: Image.Image) -> np.ndarray:
-    """Depth in metres at the image's size, printing the time of each stage."""
+def predict(pipe: Pipeline, name: str, image: Image.Image, **settings: Any) -> Any:
+    """Result of a pipeline for an image, printing the time of each stage; `settings` go to its post-processing."""
     start = time.perf_counter()
-    inputs = estimator.preprocess(image)
+    inputs = pipe.preprocess(image)
     prepared = time.perf_counter()
-    outputs = estimator.forward(inputs)
+    outputs = pipe.forward(inputs)
     decoded = time.perf_counter()
-    depth = estimator.postprocess(outputs)["predicted_depth"].numpy()
+    result = pipe.postprocess(outputs, **settings)
     done = time.perf_counter()
     print(
         f"{name}: {image.width} x {image.height} pixels; preprocess {prepared - start:.3f} s, "
         f"model {decoded - prepared:.3f} s, post-process {done - decoded:.3f} s"
     )
-    return depth
+    return result
+
+
+def load(task: str, model: str) -> Pipeline:
+    """A pipeline, printing the time to load it."""
+    start = time.perf_counter()
+    pipe = pipeline(task, model=model)  # type: ignore[call-overload]
+    print(f"loaded {model} in {time.perf_counter() - start:.1f} s on {pipe.device}")
+    return pipe
 
 
 def describe(name: str, depth: np.ndarray, truth: np.ndarray) -> None:
@@ -69,28 +75,76 @@ def describe(name: str, depth: np.ndarray, truth: np.ndarray) -> None:
     )
 
 
+def depth_rows(estimator: Pipeline, frame: RoomFrame, photo: Path | None) -> list[DepthPanelRow]:
+    """Depth of the photographs and of the room."""
+    room = (Image.fromarray(frame.image), frame.depth_dense)
+    scenes = {"Photograph (Middlebury motorcycle)": motorcycle(), ROOM_TITLE: room}
+    rows = []
+    if photo is not None:
+        image = Image.open(photo).convert("RGB")
+        depth = predict(estimator, "yours", image)["predicted_depth"]
+        rows.append(DepthPanelRow(np.array(image), depth, title=photo.name))
+    for title, (image, truth) in scenes.items():
+        depth = predict(estimator, title, image)["predicted_depth"].numpy()
+        describe(title, depth, truth)
+        rows.append(DepthPanelRow(np.array(image), depth, truth, title=title))
+    return rows
+
+
+def instance_picture(segmenter: Pipeline, frame: RoomFrame, threshold: float) -> Image.Image:
+    """Predicted and true objects of the room side by side, a class in one colour."""
+    image = Image.fromarray(frame.image)
+    found = predict(segmenter, "Objects of the room", image, threshold=threshold)
+    truth = [{"label": item.category, "mask": frame.instance_map == item.id} for item in frame.objects]
+    describe_objects(found, truth)
+    colors = {name: index for index, name in enumerate(sorted({item["label"] for item in found + truth}))}
+
+    def drawn(objects: list[dict[str, Any]], scores: list[float] | None) -> Image.Image:
+        labels, masks = ([item[key] for item in objects] for key in ("label", "mask"))
+        return draw_instances(image, labels, scores, masks, color_ids=[colors[name] for name in labels], scale=2)
+
+    tiles = [drawn(found, [item["score"] for item in found]), drawn(truth, None)]
+    return picture_panel([tiles], [f"Predicted objects (score ≥ {threshold:g})", "True objects"])
+
+
+def describe_objects(found: list[dict[str, Any]], truth: list[dict[str, Any]]) -> None:
+    """Print how many of the true objects a prediction of their class covers."""
+
+    def overlap(predicted: dict[str, Any], true: dict[str, Any]) -> float:
+        mask = np.asarray(predicted["mask"]) > 0
+        return float((mask & true["mask"]).sum() / (mask | true["mask"]).sum())
+
+    best = [max((overlap(x, true) for x in found if x["label"] == true["label"]), default=0.0) for true in truth]
+    hits = sum(value >= MIN_IOU for value in best)
+    print(f"Objects of the room: {len(found)} predicted; {hits} of {len(truth)} true ones with mask IoU >= {MIN_IOU:g}")
+
+
+def stacked(pictures: list[Image.Image]) -> Image.Image:
+    """Pictures of one width below each other."""
+    return Image.fromarray(np.vstack([np.asarray(picture) for picture in pictures]))
+
+
 def main() -> None:
     """Predict, print, draw."""
+    models = REPOSITORY / "hub_configs"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(REPOSITORY / "hub_configs" / "ait-tiny-rooms-depth"))
+    parser.add_argument("--model", default=str(models / "ait-tiny-rooms-depth"))
+    parser.add_argument("--instance-model", default=str(models / "ait-tiny-rooms-instance"))
+    parser.add_argument("--threshold", type=float, default=0.5, help="least score of the objects that are shown")
     parser.add_argument("--image", type=Path, default=None, help="a photograph of your own, shown first")
     parser.add_argument("--output", type=Path, default=Path("demo.png"))
     arguments = parser.parse_args()
     logging.disable_progress_bar()
 
     start = time.perf_counter()
-    estimator = pipeline("depth-estimation", model=arguments.model)
-    print(f"loaded {arguments.model} in {time.perf_counter() - start:.1f} s on {estimator.device}")
-    scenes = {"Photograph (Middlebury motorcycle)": motorcycle(), "Rendered room, never trained on": room()}
-    rows = []
-    if arguments.image is not None:
-        photo = Image.open(arguments.image).convert("RGB")
-        rows.append(DepthPanelRow(np.array(photo), predict(estimator, "yours", photo), title=arguments.image.name))
-    for title, (image, truth) in scenes.items():
-        depth = predict(estimator, title, image)
-        describe(title, depth, truth)
-        rows.append(DepthPanelRow(np.array(image), depth, truth, title=title))
-    depth_panel(rows, path=arguments.output)
+    frame = render_room(HELD_OUT_ROOM, height=480, width=640)
+    pictures = [depth_panel(depth_rows(load("depth-estimation", arguments.model), frame, arguments.image))]
+    if Path(arguments.instance_model).is_dir():
+        segmenter = load("image-segmentation", arguments.instance_model)
+        pictures.append(instance_picture(segmenter, frame, arguments.threshold))
+    else:
+        print(f"no picture of objects: {arguments.instance_model} is no folder")
+    stacked(pictures).save(arguments.output)
     print(f"wrote {arguments.output} after {time.perf_counter() - start:.1f} s")
 
 

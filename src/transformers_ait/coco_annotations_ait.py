@@ -1,8 +1,9 @@
 """COCO annotations as pure functions: categories, boxes, masks from polygons and run-length encodings, and back."""
 
 import importlib
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,11 @@ def annotation_box(annotation: Mapping[str, Any], image_size: tuple[int, int], w
     Raises:
         ValueError: no four finite numbers, negative sides, or a box outside the image.
     """
-    box = annotation.get("bbox")
-    if not isinstance(box, Sequence | np.ndarray | Tensor) or len(box) != 4 or not all(math.isfinite(x) for x in box):
-        raise ValueError(f"{where} needs a bbox of four finite numbers (x, y, width, height), got {box!r}.")
-    x, y, width, height = (float(value) for value in box)
+    given = annotation.get("bbox")
+    box = given.tolist() if isinstance(given, np.ndarray | Tensor) else given
+    if not isinstance(box, Sequence) or len(box) != 4 or not all(map(_is_finite, box)):
+        raise ValueError(f"{where} needs a bbox of four finite numbers (x, y, width, height), got {given!r:.80}.")
+    x, y, width, height = map(float, box)
     if width < 0 or height < 0:
         raise ValueError(f"{where} has a bbox {list(box)} of negative size; it must be (x, y, width, height).")
     if width == 0 or height == 0:
@@ -78,7 +80,7 @@ def annotation_mask(annotation: Mapping[str, Any], image_size: tuple[int, int], 
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, np.ndarray | Tensor):
         _check_size(segmentation.shape, image_size, where)
-        return torch.as_tensor(segmentation) > 0
+        return _positive(segmentation, where)
     if isinstance(segmentation, Mapping):
         return _decode_rle(segmentation, image_size, where)
     if isinstance(segmentation, Sequence) and not isinstance(segmentation, str) and segmentation:
@@ -110,10 +112,26 @@ def _mask_tools() -> Any:
         raise ImportError("Masks in COCO format need pycocotools: pip install 'transformers_ait[train]'.") from error
 
 
-def _check_size(size: Sequence[int], image_size: tuple[int, int], where: str) -> None:
-    if tuple(size) != tuple(image_size):
+def _is_finite(value: Any) -> bool:
+    # Compared before it is converted, because JSON may hold integers that no float can.
+    limit: Any = sys.float_info.max
+    return isinstance(value, Real) and -limit <= value <= limit
+
+
+def _positive(mask: np.ndarray | Tensor, where: str) -> Tensor:
+    """Where an (H, W) array of either kind is above 0."""
+    try:
+        inside = mask > 0
+    except (TypeError, NotImplementedError) as error:
+        raise ValueError(f"{where} has a mask of dtype {mask.dtype}; make it boolean.") from error
+    return inside if isinstance(inside, Tensor) else torch.from_numpy(inside)
+
+
+def _check_size(size: Any, image_size: tuple[int, int], where: str) -> None:
+    given = tuple(size) if isinstance(size, Sequence) else size
+    if given != tuple(image_size):
         raise ValueError(
-            f"{where} has a mask of size {tuple(size)}, but its upright image is {tuple(image_size)} (height, width)."
+            f"{where} has a mask of size {given}, but its upright image is {tuple(image_size)} (height, width)."
         )
 
 

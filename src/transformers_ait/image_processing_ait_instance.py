@@ -1,8 +1,9 @@
 """Instance image processor: photographs and COCO annotations to padded squares, and predictions back to photographs."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from transformers.utils import ModelOutput, TensorType, logging
 from .coco_annotations_ait import annotation_box, annotation_mask, encode_masks
 from .configuration_ait import TASK_IDS
 from .image_inputs_ait import AiTImageProcessorBase, TargetSizes, checked_target_sizes
-from .mask_geometry_ait import MASK_THRESHOLD, PASTE_BUDGET, paste_masks, proper_boxes
+from .mask_geometry_ait import MASK_THRESHOLD, paste_masks, proper_boxes
 
 logger = logging.get_logger(__name__)
 
@@ -81,13 +82,12 @@ class _Objects:
     image_size: tuple[int, int]
 
     def masks(self, threshold: float) -> Iterator[Tensor]:
-        """Masks (n, H, W) bool, a few objects at a time, which bounds the memory."""
+        """Masks (H, W) bool, one object at a time, which bounds the memory."""
         assert self.mask_values is not None, "checked by _require_masks"
-        group = max(1, PASTE_BUDGET // (self.image_size[0] * self.image_size[1]))
         # Bilinear sampling is linear and zero outside, so scaled values at one fixed threshold are values at another.
         values = self.mask_values * (MASK_THRESHOLD / threshold)
-        for mask_values, boxes in zip(values.split(group), self.mask_boxes.split(group), strict=True):
-            yield paste_masks(mask_values, boxes, *self.image_size)
+        for mask_values, box in zip(values, self.mask_boxes, strict=True):
+            yield paste_masks(mask_values[None], box[None], *self.image_size)[0]
 
     def segment(self, index: int, segment_id: int) -> dict[str, Any]:
         """What transformers tells of a segment."""
@@ -179,7 +179,8 @@ class AiTInstanceImageProcessor(AiTImageProcessorBase):
         Returns:
             `pixel_values` (B, 3, S, S); `task_ids` (B,) when `task` is set; with annotations `instance_labels`, per
             image `boxes` (N, 4) float32 xyxy pixels of the padded input, `class_labels` (N,), `image_size` (height,
-            width) before padding, and `masks` (N, S, S) bool.
+            width) before padding, and `masks` (N, S, S) bool; where the ids are integers also `image_id` () and
+            `annotation_ids` (N,), by which errors can name an object.
 
         Raises:
             ImportError: polygons or run-length encodings without pycocotools.
@@ -187,7 +188,7 @@ class AiTInstanceImageProcessor(AiTImageProcessorBase):
             TypeError: something that is no image or no annotation.
             ValueError: settings or sizes that do not fit; an annotation that is unusable, named by image and id.
         """
-        if annotations is not None and category_to_index is None:
+        if annotations is not None and not isinstance(category_to_index, Mapping):
             raise ValueError(
                 "category_to_index is required with annotations, because COCO's category ids are no class indices; "
                 "pass contiguous_categories(coco['categories'])."
@@ -360,7 +361,7 @@ class AiTInstanceImageProcessor(AiTImageProcessorBase):
         for image_id, objects in zip(image_ids, found, strict=True):
             entries = _coco_entries(objects, int(image_id), category_ids)
             if has_masks:
-                encoded = [rle for masks in objects.masks(mask_threshold) for rle in encode_masks(masks)]
+                encoded = [rle for mask in objects.masks(mask_threshold) for rle in encode_masks(mask[None])]
                 entries = [entry | {"segmentation": rle} for entry, rle in zip(entries, encoded, strict=True)]
             results += entries
         return results
@@ -397,13 +398,14 @@ class _AnnotationReader:
         self, target: Mapping[str, Any], size: tuple[int, int], fitted: FittedSize, padded: tuple[int, int]
     ) -> dict[str, Tensor]:
         """Labels of one image, whose own size is `size`."""
-        boxes, classes, masks = [], [], []
+        boxes, classes, masks, ids = [], [], [], []
         for annotation in target["annotations"]:
             where = f"Annotation {annotation.get('id')} of image {target.get('image_id')}"
             read = self._read_object(annotation, size, fitted, where)
             if read is not None:
                 boxes.append(read[0])
                 classes.append(self._class_index(annotation, where))
+                ids.append(annotation.get("id"))
                 masks += [] if read[1] is None else [_pad(read[1], padded)]
         label = {
             "boxes": torch.stack(boxes) if boxes else torch.zeros(0, 4),
@@ -412,6 +414,8 @@ class _AnnotationReader:
         }
         if self.with_masks:
             label["masks"] = torch.stack(masks) if masks else torch.zeros(0, *padded, dtype=torch.bool)
+        if _are_whole([target.get("image_id"), *ids]):
+            label |= {"image_id": torch.tensor(int(target["image_id"])), "annotation_ids": torch.tensor(ids).long()}
         return label
 
     def warn_of_skipped(self) -> None:
@@ -424,13 +428,19 @@ class _AnnotationReader:
         self, annotation: Mapping[str, Any], size: tuple[int, int], fitted: FittedSize, where: str
     ) -> tuple[Tensor, Tensor | None] | None:
         """Box and mask in resized pixels; None for an annotation that is skipped."""
-        if annotation.get("iscrowd", 0):
+        crowd = annotation.get("iscrowd", 0)
+        if not isinstance(crowd, Integral) or crowd not in (0, 1):
+            raise ValueError(f"{where} has iscrowd {crowd!r:.60}; it must be 0 or 1.")
+        if crowd:
             self.skipped["crowd"] += 1
             return None
         box = annotation_box(annotation, size, where)
-        mask = annotation_mask(annotation, size, where) if self.with_masks else None
         scaled = None if box is None else (box * fitted.scale).float()
-        if scaled is None or not proper_boxes(scaled) or (mask is not None and not mask.any()):
+        if scaled is None or not proper_boxes(scaled):
+            self.skipped["without area"] += 1
+            return None
+        mask = annotation_mask(annotation, size, where) if self.with_masks else None
+        if mask is not None and not mask.any():
             self.skipped["without area"] += 1
             return None
         if mask is not None and size != (fitted.height, fitted.width):
@@ -441,10 +451,11 @@ class _AnnotationReader:
 
     def _class_index(self, annotation: Mapping[str, Any], where: str) -> int:
         category_id: Any = annotation.get("category_id")
-        if category_id not in self.category_to_index:
+        hashable = isinstance(category_id, Hashable)
+        if not hashable or category_id not in self.category_to_index:
             raise ValueError(
-                f"{where} has category_id {category_id!r}, which category_to_index does not hold; it holds "
-                f"{len(self.category_to_index)} ids: {sorted(self.category_to_index)}."
+                f"{where} has category_id {category_id!r:.60}, which category_to_index does not hold; it holds "
+                f"{len(self.category_to_index)} ids: {list(self.category_to_index)}."
             )
         return int(self.category_to_index[category_id])
 
@@ -461,6 +472,11 @@ def _checked_targets(annotations: Any, count: int) -> Sequence[Mapping[str, Any]
         if not isinstance(entries, Sequence) or not all(isinstance(entry, Mapping) for entry in entries):
             raise TypeError(f"annotations[{index}] must be {form}, got the keys {sorted(target)}.")
     return targets
+
+
+def _are_whole(ids: Sequence[Any]) -> bool:
+    """Whether all ids fit int64; COCO's do, but nothing is trained on them."""
+    return all(isinstance(number, Integral) and -(2**63) <= int(number) < 2**63 for number in ids)
 
 
 def _fit(image_size: tuple[int, int], settings: Mapping[str, Any]) -> FittedSize:
@@ -508,8 +524,7 @@ def _segmentation_map(objects: _Objects, mask_threshold: float, overlap_threshol
     device = objects.boxes.device
     segmentation = torch.full(objects.image_size, BACKGROUND, dtype=torch.int32, device=device)
     segments: list[dict[str, Any]] = []
-    every_mask = (mask for masks in objects.masks(mask_threshold) for mask in masks)
-    for index, mask in enumerate(every_mask):
+    for index, mask in enumerate(objects.masks(mask_threshold)):
         visible = mask & (segmentation == BACKGROUND)
         if visible.sum() > overlap_threshold * mask.sum():
             segmentation[visible] = len(segments)
@@ -520,13 +535,10 @@ def _segmentation_map(objects: _Objects, mask_threshold: float, overlap_threshol
 def _separate_masks(objects: _Objects, mask_threshold: float, encoded: bool) -> dict[str, Any]:
     segments: list[dict[str, Any]] = []
     forms: list[Any] = []
-    first = 0
-    for masks in objects.masks(mask_threshold):
-        covered = masks.flatten(1).any(1)
-        for offset in covered.nonzero().flatten().tolist():
-            segments.append(objects.segment(first + offset, len(segments)))
-        forms += encode_masks(masks[covered]) if encoded else [masks[covered]]
-        first += len(masks)
+    for index, mask in enumerate(objects.masks(mask_threshold)):
+        if mask.any():
+            segments.append(objects.segment(index, len(segments)))
+            forms += encode_masks(mask[None]) if encoded else [mask[None]]
     if encoded:
         return {"segmentation": forms, "segments_info": segments}
     empty = torch.zeros(0, *objects.image_size, dtype=torch.bool, device=objects.boxes.device)

@@ -6,8 +6,6 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 MASK_THRESHOLD = 0.5
-# Pixels pasted at a time over all objects; bounds the memory at about 100 MB whatever the image size.
-PASTE_BUDGET = 4_000_000
 
 
 def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -37,7 +35,7 @@ def proper_boxes(boxes: Tensor) -> Tensor:
 def paste_masks(mask_values: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     """Paste box-frame masks into the image by bilinear sampling at pixel centres, zero outside, threshold 0.5.
 
-    Objects are pasted in groups that keep the working memory bounded.
+    Each object is sampled only where its box can reach, one object at a time, which bounds time and memory.
 
     Args:
         mask_values: (N, h, w), values around [0, 1].
@@ -48,23 +46,30 @@ def paste_masks(mask_values: Tensor, boxes: Tensor, height: int, width: int) -> 
     Returns:
         (N, height, width) bool.
     """
+    mask_values, boxes = mask_values.float(), boxes.float()
     pasted = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
-    group = max(1, PASTE_BUDGET // (height * width))
-    keep = proper_boxes(boxes).nonzero().squeeze(1)
-    for indices in keep.split(group):
-        pasted[indices] = _paste_group(mask_values[indices].float(), boxes[indices].float(), height, width)
+    columns = _reach(boxes[:, 0], boxes[:, 2], mask_values.shape[2], width)
+    rows = _reach(boxes[:, 1], boxes[:, 3], mask_values.shape[1], height)
+    for index in proper_boxes(boxes).nonzero().flatten().tolist():
+        (left, right), (top, bottom) = columns[index], rows[index]
+        if left < right and top < bottom:
+            x = _box_coordinates(boxes[index, 0::2], left, right)
+            y = _box_coordinates(boxes[index, 1::2], top, bottom)
+            grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+            sampled = F.grid_sample(mask_values[index, None, None], grid[None], align_corners=False)
+            pasted[index, top:bottom, left:right] = sampled[0, 0] >= MASK_THRESHOLD
     return pasted
 
 
-def _paste_group(mask_values: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    x = _box_coordinates(boxes[:, 0], boxes[:, 2], width)
-    y = _box_coordinates(boxes[:, 1], boxes[:, 3], height)
-    grid = torch.stack((x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)), dim=-1)
-    sampled = F.grid_sample(mask_values[:, None], grid, align_corners=False)
-    return sampled[:, 0] >= MASK_THRESHOLD
+def _reach(start: Tensor, stop: Tensor, samples: int, length: int) -> list[list[int]]:
+    """First and last + 1 of the pixels that masks of `samples` values between `start` and `stop` (N,) can cover."""
+    # Bilinear sampling reaches half a value beyond the box; one pixel more leaves room for rounding.
+    margin = (stop - start) / (2 * samples) + 1
+    first, last = (start - margin).floor(), (stop + margin).ceil()
+    return torch.stack((first, last), dim=1).nan_to_num(nan=0.0).clamp(0, length).long().tolist()
 
 
-def _box_coordinates(start: Tensor, stop: Tensor, length: int) -> Tensor:
-    """Pixel centres (N, length) of the image in box coordinates, -1 at `start` and 1 at `stop`."""
-    centres = torch.arange(length, device=start.device, dtype=torch.float32) + 0.5
-    return (centres - start[:, None]) / (stop - start)[:, None] * 2 - 1
+def _box_coordinates(sides: Tensor, first: int, last: int) -> Tensor:
+    """Centres of the pixels `first` to `last` - 1 in box coordinates, -1 and 1 at the two `sides` of the box."""
+    centres = torch.arange(first, last, device=sides.device, dtype=torch.float32) + 0.5
+    return (centres - sides[:1]) / (sides[1:] - sides[:1]) * 2 - 1

@@ -561,7 +561,14 @@ def _check_instance_label(label: Mapping[str, Tensor], size: tuple[int, int], cl
         )
     if count and not (label["boxes"].isfinite().all() and (label["boxes"][:, 2:] > label["boxes"][:, :2]).all()):
         raise ValueError("boxes must be finite with x2 > x1 and y2 > y1; drop empty ones before training.")
-    if count and not 0 <= int(label["class_labels"].min()) <= int(label["class_labels"].max()) < classes:
+    bad = ((label["class_labels"] < 0) | (label["class_labels"] >= classes)).nonzero().flatten().tolist()
+    if bad and "annotation_ids" in label:
+        raise ValueError(
+            f"Annotation {int(label['annotation_ids'][bad[0]])} of image {int(label['image_id'])} has class index "
+            f"{int(label['class_labels'][bad[0]])}, but class_labels must lie in [0, {classes}); category_to_index "
+            "does not fit config.id2label."
+        )
+    if bad:
         raise ValueError(f"class_labels must lie in [0, {classes}), got {label['class_labels'].tolist()}.")
     if needs_masks and label["masks"].shape != (count, *size):
         raise ValueError(

@@ -25,6 +25,7 @@ _DPI = 160
 # Inches.
 _TILE_WIDTH, _GAP, _MARGIN, _HEADING, _TITLE, _BAR_STRIP, _BAR_HEIGHT = 3.0, 0.07, 0.14, 0.28, 0.25, 0.52, 0.09
 _CORNER = 0.06
+_DEPTH_HEADINGS = ("Image", "Predicted depth", "True depth", "Error")
 
 
 @dataclass
@@ -123,7 +124,8 @@ def depth_panel(
         for row, (depth, truth), error in zip(rows, maps, errors, strict=True)
     ]
     has_holes = any(not _valid(x).all() for pair in maps for x in pair if x is not None)
-    panel = _Panel(tiles, [row.title for row in rows], 4 if has_truth else 2)
+    headings = _DEPTH_HEADINGS if has_truth else _DEPTH_HEADINGS[:2]
+    panel = _Panel(tiles, [row.title for row in rows], headings, _TILE_WIDTH, _BAR_STRIP)
     panel.color_bar(1, 2 if has_truth else 1, near, far, DEPTH_CMAP, "depth in metres")
     if has_truth:
         panel.color_bar(3, 3, 0.0, error_limit, ERROR_CMAP, "absolute error in metres")
@@ -141,6 +143,8 @@ def draw_instances(
     scores: Sequence[float] | Tensor | None = None,
     masks: Sequence[Image.Image | np.ndarray | Tensor] | np.ndarray | Tensor | None = None,
     boxes: Sequence[Sequence[float]] | np.ndarray | Tensor | None = None,
+    color_ids: Sequence[int] | None = None,
+    scale: int = 1,
 ) -> Image.Image:
     """Draw objects over a photograph: masks with contours, or boxes, each with its class and score.
 
@@ -153,9 +157,12 @@ def draw_instances(
         scores: of each object, in [0, 1]; None leaves them out.
         masks: (H, W) of each object, nonzero inside. Smaller objects are drawn over larger ones.
         boxes: (N, 4) xyxy pixels; drawn where there are no masks, else they only place the labels.
+        color_ids: number of each object's colour; class indices give the same classes the same colours in several
+            pictures. None gives every object its own.
+        scale: enlarges the photograph by this factor first, which keeps contours and text sharp.
 
     Returns:
-        An RGB image of the photograph's size.
+        An RGB image of the photograph's size, times `scale`.
 
     Raises:
         ValueError: neither masks nor boxes, unequal numbers, or a mask of another size than the image.
@@ -163,43 +170,80 @@ def draw_instances(
     picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
     if masks is None and boxes is None:
         raise ValueError("draw_instances needs masks or boxes, got neither.")
-    for name, values in (("scores", scores), ("masks", masks), ("boxes", boxes)):
+    for name, values in (("scores", scores), ("masks", masks), ("boxes", boxes), ("color_ids", color_ids)):
         if values is not None and len(values) != len(labels):
             raise ValueError(f"{name} must hold one entry per label, got {len(values)} for {len(labels)}.")
-    regions = None if masks is None else [_region(mask, picture.size) for mask in masks]
-    frames = [_frame(region) for region in regions or []] if boxes is None else [tuple(map(float, b)) for b in boxes]
-    colors = [_object_color(index) for index in range(len(labels))]
+    regions = None if masks is None else [_region(mask, picture.size, scale) for mask in masks]
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
+    if boxes is None:
+        frames = [_frame(region) for region in regions or []]
+    else:
+        frames = [tuple(scale * float(side) for side in box) for box in boxes]
+    colors = [_object_color(index) for index in (range(len(labels)) if color_ids is None else color_ids)]
     line = max(2, round(max(picture.size) / 400))
     areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in frames]
     order = sorted(range(len(labels)), key=lambda index: -areas[index])
     if regions is not None:
         picture = _overlay(picture, [(regions[index], colors[index]) for index in order], line)
-    draw = ImageDraw.Draw(picture)
+    draw, chips = ImageDraw.Draw(picture), _LabelChips(picture.size)
     for index in order:
         if regions is None:
             draw.rectangle(frames[index], outline=colors[index], width=line)
-        elif not regions[index].any():
-            continue
-        score = "" if scores is None else f" {float(scores[index]):.2f}"
-        _draw_label(draw, f"{labels[index]}{score}", frames[index], colors[index], picture.size)
+        if regions is None or regions[index].any():
+            score = "" if scores is None else f" {float(scores[index]):.2f}"
+            chips.place(f"{labels[index]}{score}", frames[index], colors[index])
+    chips.draw(draw)
     return picture
 
 
-class _Panel:
-    """Tiles placed in inches on one matplotlib figure, drawn without pyplot's global state."""
+def picture_panel(
+    tiles: Sequence[Sequence[Image.Image]], headings: Sequence[str], titles: Sequence[str | None] | None = None
+) -> Image.Image:
+    """Rows of pictures under headings, in the style of `depth_panel` and as wide as one with all four columns.
 
-    def __init__(self, tiles: list[list[np.ndarray | None]], titles: list[str | None], columns: int):
-        heights = [_TILE_WIDTH * row[0].shape[0] / row[0].shape[1] for row in tiles if row[0] is not None]
+    Args:
+        tiles: rows of pictures of equal size, one per heading; at least one row.
+        headings: of the columns.
+        titles: caption below each row; None leaves all of them out.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: no rows, or a row of another length than `headings`.
+    """
+    if not tiles or any(len(row) != len(headings) for row in tiles):
+        raise ValueError(f"tiles must be rows of {len(headings)} pictures, got {[len(row) for row in tiles]}.")
+    columns = len(_DEPTH_HEADINGS)
+    tile_width = (columns * _TILE_WIDTH + (columns - len(headings)) * _GAP) / len(headings)
+    pixels: list[list[np.ndarray | None]] = [[np.asarray(tile.convert("RGB")) for tile in row] for row in tiles]
+    return _Panel(pixels, titles or [None] * len(tiles), headings, tile_width, strip=0).render()
+
+
+class _Panel:
+    """Tiles placed in inches on one matplotlib figure, drawn without pyplot's global state.
+
+    `strip` is the height left below the rows, for colour bars.
+    """
+
+    def __init__(
+        self,
+        tiles: list[list[np.ndarray | None]],
+        titles: Sequence[str | None],
+        headings: Sequence[str],
+        tile_width: float,
+        strip: float,
+    ):
+        self.tile_width = tile_width
+        heights = [tile_width * row[0].shape[0] / row[0].shape[1] for row in tiles if row[0] is not None]
         steps = [height + (_TITLE if title else _GAP) for height, title in zip(heights, titles, strict=True)]
-        self.width = 2 * _MARGIN + columns * _TILE_WIDTH + (columns - 1) * _GAP
-        self.height = 2 * _MARGIN + _HEADING + sum(steps) + _BAR_STRIP
+        self.width = 2 * _MARGIN + len(headings) * tile_width + (len(headings) - 1) * _GAP
+        self.height = 2 * _MARGIN + _HEADING + sum(steps) + strip
         self.figure = _matplotlib("figure").Figure((self.width, self.height), dpi=_DPI, facecolor="white")
         top = self.height - _MARGIN
-        for column, heading in enumerate(("Image", "Predicted depth", "True depth", "Error")[:columns]):
+        for column, heading in enumerate(headings):
             self._text(self._column(column), top - 0.4 * _HEADING, heading, size=11, color=_INK)
         top -= _HEADING
         for row, title, height, step in zip(tiles, titles, heights, steps, strict=True):
-            for column, tile in enumerate(row[:columns]):
+            for column, tile in enumerate(row[: len(headings)]):
                 if tile is not None:
                     self._tile(tile, self._column(column), top - height, height)
             if title:
@@ -208,7 +252,7 @@ class _Panel:
 
     def color_bar(self, first: int, last: int, low: float, high: float, cmap: str, caption: str) -> None:
         """A thin horizontal bar below the columns `first`..`last`."""
-        left, right = self._column(first), self._column(last) + _TILE_WIDTH
+        left, right = self._column(first), self._column(last) + self.tile_width
         bottom = _MARGIN + _BAR_STRIP - 0.05 - _BAR_HEIGHT
         axes = self._axes(left, bottom, right - left, _BAR_HEIGHT)
         bar = self.figure.colorbar(_scale(low, high, cmap), cax=axes, orientation="horizontal")
@@ -234,7 +278,7 @@ class _Panel:
         return Image.open(buffer).convert("RGB")
 
     def _column(self, column: int) -> float:
-        return _MARGIN + column * (_TILE_WIDTH + _GAP)
+        return _MARGIN + column * (self.tile_width + _GAP)
 
     def _axes(self, left: float, bottom: float, width: float, height: float) -> Any:
         box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
@@ -244,11 +288,13 @@ class _Panel:
         return axes
 
     def _tile(self, pixels: np.ndarray, left: float, bottom: float, height: float) -> None:
-        axes = self._axes(left, bottom, _TILE_WIDTH, height)
+        axes = self._axes(left, bottom, self.tile_width, height)
         axes.patch.set_visible(False)
-        shown = axes.imshow(pixels, aspect="auto", extent=(0, _TILE_WIDTH, 0, height), interpolation="antialiased")
+        shown = axes.imshow(pixels, aspect="auto", extent=(0, self.tile_width, 0, height), interpolation="antialiased")
         style = f"round,pad=0,rounding_size={_CORNER}"
-        corners = _matplotlib("patches").FancyBboxPatch((0, 0), _TILE_WIDTH, height, style, transform=axes.transData)
+        corners = _matplotlib("patches").FancyBboxPatch(
+            (0, 0), self.tile_width, height, style, transform=axes.transData
+        )
         shown.set_clip_path(corners)
 
     def _text(self, x: float, y: float, text: str, size: float, color: str, **kwargs: Any) -> None:
@@ -258,16 +304,21 @@ class _Panel:
 
 
 def _object_color(index: int) -> tuple[int, int, int]:
-    """Hues by the golden ratio, so that any number of neighbours differ."""
-    red, green, blue = colorsys.hsv_to_rgb((0.58 + index * 0.618034) % 1.0, 0.72, 0.95)
+    """Hues by the golden ratio, so that any number of neighbours differ; similar hues differ in brightness."""
+    saturation, value = ((0.72, 0.95), (0.9, 0.78), (0.5, 1.0))[index % 3]
+    red, green, blue = colorsys.hsv_to_rgb((0.58 + index * 0.618034) % 1.0, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _region(mask: Image.Image | np.ndarray | Tensor, size: tuple[int, int]) -> np.ndarray:
+def _region(mask: Image.Image | np.ndarray | Tensor, size: tuple[int, int], scale: int) -> np.ndarray:
     region = (mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)) > 0
     if region.shape != size[::-1]:
         raise ValueError(f"masks must be (H, W) of the image, {size[::-1]}, got {region.shape}.")
-    return region
+    if scale == 1:
+        return region
+    # Interpolated, so that steps of single pixels become slopes.
+    grey = Image.fromarray(region.astype(np.uint8) * 255)
+    return np.asarray(grey.resize((size[0] * scale, size[1] * scale), Image.Resampling.BILINEAR)) > 127
 
 
 def _frame(region: np.ndarray) -> tuple[float, ...]:
@@ -288,20 +339,50 @@ def _overlay(picture: Image.Image, objects: list[tuple[np.ndarray, tuple[int, in
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def _draw_label(
-    draw: ImageDraw.ImageDraw, text: str, frame: tuple[float, ...], color: tuple[int, int, int], size: tuple[int, int]
-) -> None:
-    """Text on a chip of the object's colour at the upper left corner of its frame, kept inside the image."""
-    font = ImageFont.load_default(max(11, round(max(size) / 45)))
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    pad = max(2, round(max(size) / 250))
-    width, height = right - left + 2 * pad, bottom - top + 2 * pad
-    x = min(max(frame[0], 0), max(size[0] - width, 0))
-    y = min(max(frame[1] - height, 0), max(size[1] - height, 0))
-    draw.rounded_rectangle((x, y, x + width, y + height), radius=pad, fill=color)
-    red, green, blue = color
-    dark = 0.299 * red + 0.587 * green + 0.114 * blue > 140
-    draw.text((x + pad - left, y + pad - top), text, font=font, fill=_INK if dark else "white")
+class _LabelChips:
+    """Texts on chips of their objects' colours, at the frames' corners, within the picture and clear of each other."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+        self.font = ImageFont.load_default(max(11, round(max(size) / 45)))
+        self.pad = max(2, round(max(size) / 250))
+        # All chips are equally high, whatever letters they hold.
+        _, top, _, bottom = self.font.getbbox("Agp0")
+        self.height = round(bottom - top) + 2 * self.pad
+        self.chips: list[tuple[str, tuple[int, int, int], tuple[float, float, float]]] = []
+
+    def place(self, text: str, frame: tuple[float, ...], color: tuple[int, int, int]) -> None:
+        """Above the frame if there is room, else at the corner where it hides least of the others."""
+        width = round(self.font.getlength(text)) + 2 * self.pad
+        left, top, right, bottom = frame
+        corners = [
+            (x, y)
+            for y in (top - self.height, top, bottom - self.height, bottom)
+            for x in (left, right - width, (left + right - width) / 2)
+        ]
+        within = [
+            (min(max(x, 0), max(self.size[0] - width, 0)), min(max(y, 0), max(self.size[1] - self.height, 0)))
+            for x, y in corners
+        ]
+        x, y = min(within, key=lambda corner: self._hidden(corner, width))
+        self.chips.append((text, color, (x, y, width)))
+
+    def draw(self, draw: ImageDraw.ImageDraw) -> None:
+        """All chips, in the order in which they were placed."""
+        for text, color, (x, y, width) in self.chips:
+            draw.rounded_rectangle((x, y, x + width, y + self.height), radius=self.pad, fill=color)
+            red, green, blue = color
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue > 140
+            middle = (x + self.pad, y + self.height / 2)
+            draw.text(middle, text, font=self.font, anchor="lm", fill=_INK if dark else "white")
+
+    def _hidden(self, corner: tuple[float, float], width: float) -> float:
+        """Pixels of other chips below a chip at a place."""
+        x, y = corner
+        return sum(
+            max(0.0, min(x + width, left + other) - max(x, left)) * max(0.0, self.height - abs(y - top))
+            for _, _, (left, top, other) in self.chips
+        )
 
 
 def _matplotlib(module: str) -> Any:
