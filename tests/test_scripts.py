@@ -39,7 +39,7 @@ def test_evaluate_prints_soft_hard_and_constant(script, repository, tmp_path):
     folder = repository / "hub_configs" / "ait-tiny-rooms-depth"
     output = script("evaluate.py", folder, "--rooms", 4, "--batch-size", 2, "--output", tmp_path / "metrics.json")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert len(metrics) == 3 and "| constant |" in output
+    assert len(metrics) == 4 and "| constant |" in output
     assert all(set(row) >= {"d1", "rmse", "silog"} for row in metrics.values())
 
 

@@ -1,118 +1,117 @@
-"""Depth metrics of checkpoint folders on held-out rooms, as one Markdown table.
+"""Figures of checkpoint folders on a dataset, as a Markdown table with a row per model, and as files.
 
     python training/evaluate.py hub_configs/ait-tiny-rooms-depth
-    python training/evaluate.py runs/vqvae/model runs/depth/model runs/parallel/model --output results.json
+    python training/evaluate.py runs/vqvae/model runs/depth/model runs/parallel/model --output results
+    python training/evaluate.py runs/depth/model --dataset nyu_depth_v2 --options '{"data_dir": "nyu"}' \\
+        --baseline-split train --output results
+    accelerate launch --config_file training/accelerate_configs/multi_gpu.yaml \\
+        training/evaluate.py runs/instance/model --dataset coco_instances --options '{"data_dir": "coco"}' \\
+        --dtype bf16 --output results
 
-A VQ-VAE is judged by its reconstruction of the true maps, a task-solver by its prediction from images through its own
-image processor; autoregressive ones once with soft tokens and once with hard ones. The last row predicts the same depth
-everywhere: the mean of all true depths.
+Depth is judged by nine metrics, each the mean over images. Images go through the checkpoint's own image processor,
+which defines windows and flips; on NYU Depth v2, rows 45:471 and columns 41:601 count. The last rows predict one depth
+everywhere: the mean and the median of all true depths. Objects are judged by the average precision of boxes, masks
+and boundaries, as COCO or LVIS defines it. A VQ-VAE is judged by its reconstruction of the truth. Autoregressive
+models that decode softly appear twice, the second time with hard tokens.
+
+`--output DIR` gets results.json and results.md, and for each row of the table per_image.csv and worst.png (the images
+with the largest RMSE, or with the lowest F1 of objects, counting scores of at least 0.3 and an IoU of at least 0.5),
+for objects also predictions.json.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+import sys
 from pathlib import Path
+from typing import Any
 
-import datasets
-import numpy as np
-import torch
-from PIL import Image
-from tqdm import tqdm
-from transformers import AutoConfig, AutoImageProcessor
+from accelerate import PartialState
 from transformers.utils import logging
 
-import transformers_ait.data  # noqa: F401  (registers synthetic_rooms and the Auto classes)
-from transformers_ait import AiTForDenseAndInstancePrediction, AiTVQVAEModel
-from transformers_ait.image_processing_ait_depth import MIN_DEPTH
-from transformers_ait.metrics import DEPTH_METRICS, DepthMetricAccumulator
+from transformers_ait.engine.checkpoints import replace_text
+from transformers_ait.engine.evaluation import EvaluationRow, run_evaluation
+from transformers_ait.engine.evaluation_inputs import EvaluationError, EvaluationSettings
+from transformers_ait.engine.recipes import RecipeError
 
-Predict = Callable[[list[Image.Image], list[np.ndarray]], list[np.ndarray]]
-
-
-def vqvae_reconstruction(folder: str) -> Predict:
-    """Reconstruct the true maps, cut to whole tokens by the caller."""
-    model = AiTVQVAEModel.from_pretrained(folder).eval()
-
-    def predict(images: list[Image.Image], depths: list[np.ndarray]) -> list[np.ndarray]:
-        maps = torch.from_numpy(np.stack(depths))[:, None]
-        return list(model(maps).reconstruction[:, 0].clamp(min=MIN_DEPTH).numpy())
-
-    return predict
+ROOMS = "synthetic_rooms"
 
 
-def image_prediction(folder: str, soft: bool) -> Predict:
-    """Predict from images; `soft` False feeds back and decodes picked codes."""
-    model = AiTForDenseAndInstancePrediction.from_pretrained(folder).eval()
-    processor = AutoImageProcessor.from_pretrained(folder)
-    switches = {} if soft else {"soft_feedback": False, "soft_decode": False}
-
-    def predict(images: list[Image.Image], depths: list[np.ndarray]) -> list[np.ndarray]:
-        inputs = processor(images, return_tensors="pt")
-        outputs = model.generate(inputs["pixel_values"], task="depth", **switches)
-        sizes = [(image.height, image.width) for image in images]
-        results = processor.post_process_depth_estimation(outputs, sizes)
-        return [result["predicted_depth"].numpy() for result in results]
-
-    return predict
-
-
-def contenders(folder: str) -> Iterator[tuple[str, Predict]]:
-    """Named ways to use a checkpoint folder."""
-    config = AutoConfig.from_pretrained(folder)
-    name = str(Path(folder))
-    if config.model_type == "ait_vqvae":
-        yield f"{name}: reconstruction of the truth", vqvae_reconstruction(folder)
-    elif config.parallel:
-        yield f"{name}: parallel", image_prediction(folder, soft=True)
-    else:
-        yield f"{name}: autoregressive, soft tokens", image_prediction(folder, soft=True)
-        yield f"{name}: autoregressive, hard tokens", image_prediction(folder, soft=False)
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", help="checkpoint folders")
+    parser.add_argument("--dataset", default=ROOMS, help="name for datasets.load_dataset")
+    parser.add_argument("--split", help="default: test, of coco_instances validation")
+    parser.add_argument("--options", type=json_object, default={}, help="further arguments of load_dataset, as JSON")
+    parser.add_argument("--task", choices=("depth", "detection", "instance"), help="of models that do several")
+    parser.add_argument("--baseline-split", help="split whose mean and median are the constants; default: --split")
+    parser.add_argument("--eval-crop", choices=("nyu", "none"), help="default: nyu for nyu_depth_v2")
+    parser.add_argument("--annotations", help="annotation file of COCO or LVIS data that coco_instances did not read")
+    parser.add_argument("--limit", type=int, help="evaluate the first so many rows")
+    parser.add_argument("--batch-size", type=int, default=10, help="images per forward pass and process")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument(
+        "--soft-only", action="store_true", help="no rows with hard tokens of models made for soft ones"
+    )
+    parser.add_argument("--panels", type=int, default=6, help="images in worst.png")
+    parser.add_argument("--output", type=Path, help="folder for the results, or FILE.json for the figures alone")
+    parser.add_argument("--rooms", type=int, default=500, help=f"rooms of the split of {ROOMS}")
+    parser.add_argument("--height", type=int, default=128, help=f"of {ROOMS}")
+    parser.add_argument("--width", type=int, default=160, help=f"of {ROOMS}")
+    return parser.parse_args()
 
 
-def evaluate(predict: Predict, rows: datasets.Dataset, batch_size: int, name: str) -> dict[str, float]:
-    """Nine metrics, each the mean over images."""
-    accumulator = DepthMetricAccumulator()
-    for start in tqdm(range(0, len(rows), batch_size), desc=name, leave=False):
-        batch = rows[start : start + batch_size]
-        depths = [np.asarray(depth, dtype=np.float32) / 1000 for depth in batch["depth"]]
-        with torch.no_grad():
-            for prediction, truth in zip(predict(batch["image"], depths), depths, strict=True):
-                accumulator.update(prediction, truth)
-    return accumulator.compute()
+def json_object(text: str) -> dict[str, Any]:
+    """A dictionary written as JSON."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'must be an object such as {{"data_dir": "nyu"}}, got {text}')
+    return value
 
 
-def mean_constant(rows: datasets.Dataset) -> Predict:
-    """Predict the mean of all valid true depths everywhere."""
-    total = count = 0.0
-    for depth in rows["depth"]:
-        metres = np.asarray(depth, dtype=np.float64) / 1000
-        total, count = total + metres.sum(), count + (metres > 0).sum()
-    mean = np.float32(total / count)
-    return lambda images, depths: [np.full_like(depth, mean) for depth in depths]
+def make_settings(arguments: argparse.Namespace) -> EvaluationSettings:
+    """What the command line asks for."""
+    names = ("folders", "dataset", "task", "baseline_split", "limit", "batch_size", "dtype", "soft_only", "panels")
+    given = {name: getattr(arguments, name) for name in (*names, "annotations")}
+    split = arguments.split or ("validation" if arguments.dataset == "coco_instances" else "test")
+    options = arguments.options
+    if arguments.dataset == ROOMS:
+        counts = dict.fromkeys(("num_train", "num_validation", "num_test"), 0)
+        counts |= {f"num_{name}": arguments.rooms for name in (split, arguments.baseline_split) if name}
+        known = {name: count for name, count in counts.items() if name in ("num_train", "num_validation", "num_test")}
+        options = {**known, "height": arguments.height, "width": arguments.width, "num_proc": 2, **options}
+    crop = arguments.eval_crop == "nyu" or (arguments.eval_crop is None and arguments.dataset == "nyu_depth_v2")
+    output = None if is_file(arguments.output) else arguments.output
+    return EvaluationSettings(**given, split=split, options=options, nyu_crop=crop, output=output)
+
+
+def is_file(output: Path | None) -> bool:
+    """Whether only the figures are wanted."""
+    return output is not None and output.suffix == ".json"
+
+
+def write_figures(lines: list[EvaluationRow], path: Path) -> None:
+    """The figures alone, by the names of the table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps({line.name: line.metrics for line in lines}, indent=1) + "\n")
 
 
 def main() -> None:
-    """Evaluate every folder and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", help="checkpoint folders")
-    parser.add_argument("--rooms", type=int, default=500, help="held-out rooms (the test split)")
-    parser.add_argument("--height", type=int, default=128)
-    parser.add_argument("--width", type=int, default=160)
-    parser.add_argument("--batch-size", type=int, default=10)
-    parser.add_argument("--output", type=Path, default=None, help="also write the metrics as JSON")
-    arguments = parser.parse_args()
+    """Evaluate every folder and print the tables."""
+    arguments = parse_arguments()
     logging.disable_progress_bar()
-    sizes = {"height": arguments.height, "width": arguments.width, "num_test": arguments.rooms}
-    rows = datasets.load_dataset("synthetic_rooms", split="test", num_train=0, num_validation=0, num_proc=2, **sizes)
-    results = {}
-    print("| model | " + " | ".join(DEPTH_METRICS) + " |")
-    print("|---|" + "---|" * len(DEPTH_METRICS))
-    named = [pair for folder in arguments.folders for pair in contenders(folder)]
-    for name, predict in [*named, ("constant", mean_constant(rows))]:
-        metrics = results[name] = evaluate(predict, rows, arguments.batch_size, name)
-        print(f"| {name} | " + " | ".join(f"{metrics[key]:.3f}" for key in DEPTH_METRICS) + " |", flush=True)
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    try:
+        lines = run_evaluation(make_settings(arguments))
+    except (EvaluationError, RecipeError, OSError) as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    state = PartialState()
+    if is_file(arguments.output) and state.is_main_process:
+        write_figures(lines, arguments.output)
+    state.destroy_process_group()
 
 
 if __name__ == "__main__":
