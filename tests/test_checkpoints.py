@@ -386,6 +386,9 @@ def test_rows_are_resized_with_real_depths_alone():
     data = datasets.Dataset.from_dict({"image": [image], "depth": [Image.fromarray(depth)]}, features)
     pairs = DepthPairs(data, size=(20, 30))
     assert pairs.image(0).shape == (3, 20, 30) and pairs.depth(0).shape == (1, 20, 30)
+    cut = DepthPairs(data, columns=(41, 57))
+    assert cut.image(0).shape == (3, 40, 16)
+    assert np.array_equal(np.round(cut.depth(0).numpy()[0] * 1000), depth[:, 41:57])
     # Averages of neighbours would be depths that nothing in the picture has.
     assert np.isin(np.round(pairs.depth(0).numpy() * 1000), depth).all()
 

@@ -373,7 +373,9 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
         if self.config.soft_decode:
             code_logits = logits[..., self.config.vocabulary.depth_codes.rows]
             auxiliary = scale_invariant_log_loss(self._detokenize_depth(code_logits, soft=True), labels)
-        loss = self.config.depth_loss_weight * (cross_entropy + self.config.depth_aux_weight * auxiliary)
+        # 1 in a single process; elsewhere it makes the processes' mean one over all their tokens.
+        share = (target_ids != IGNORE_INDEX).sum() / count
+        loss = self.config.depth_loss_weight * (cross_entropy + self.config.depth_aux_weight * share * auxiliary)
         parts = {"depth_ce": cross_entropy.detach(), "depth_aux": auxiliary.detach()}
         return AiTOutput(loss=loss, loss_dict=parts, logits=logits)
 

@@ -23,24 +23,32 @@ class DepthPairs:
     Args:
         rows: the dataset.
         in_memory: keep decoded rows, 8-bit images and 16-bit depth; otherwise every access decodes.
-        size: height and width to resize to, images bilinear with antialiasing, depth to the nearest pixel; None leaves
-            them as they are.
+        columns: first and last column (exclusive) to keep; None is all.
+        size: height and width to resize to then, images bilinear with antialiasing, depth to the nearest pixel; None
+            leaves them as they are.
 
     Raises:
         RecipeError: a column is missing.
     """
 
-    def __init__(self, rows: datasets.Dataset, in_memory: bool = False, size: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        in_memory: bool = False,
+        columns: Sequence[int] | None = None,
+        size: Sequence[int] | None = None,
+    ) -> None:
         missing = {"image", "depth"} - set(rows.column_names)
         if missing:
             raise RecipeError(f"The dataset has no column {sorted(missing)}; its columns are {rows.column_names}.")
-        self.columns = {name: rows.select_columns(name) for name in ("image", "depth")}
+        self.rows = {name: rows.select_columns(name) for name in ("image", "depth")}
         self.in_memory = in_memory
-        self.size = None if size is None else (size[1], size[0])  # as PIL has it
+        self.columns = columns
+        self.size = size
         self._decoded: dict[tuple[str, int], np.ndarray] = {}
 
     def __len__(self) -> int:
-        return len(self.columns["image"])
+        return len(self.rows["image"])
 
     def image(self, index: int) -> Tensor:
         """Image (3, H, W) uint8."""
@@ -53,17 +61,24 @@ class DepthPairs:
     def _read(self, column: str, index: int) -> np.ndarray:
         if (column, index) in self._decoded:
             return self._decoded[column, index]
-        picture = self.columns[column][index][column]
-        picture = picture.convert("RGB") if column == "image" else Image.fromarray(np.array(picture).astype(np.uint16))
-        if self.size is not None:
-            # PIL's filters antialias.
-            picture = picture.resize(
-                self.size, Image.Resampling.BILINEAR if column == "image" else Image.Resampling.NEAREST
-            )
-        pixels = np.array(picture)
+        pixels = _pixels(self.rows[column][index][column], column == "image", self.columns, self.size)
         if self.in_memory:
             self._decoded[column, index] = pixels
         return pixels
+
+
+def _pixels(
+    picture: Image.Image, is_image: bool, columns: Sequence[int] | None, size: Sequence[int] | None
+) -> np.ndarray:
+    """8-bit image (H, W, 3) or 16-bit depth (H, W), cut and resized."""
+    picture = picture.convert("RGB") if is_image else Image.fromarray(np.array(picture).astype(np.uint16))
+    if columns is not None:
+        picture = picture.crop((columns[0], 0, min(columns[1], picture.width), picture.height))
+    if size is not None:
+        # PIL's filters antialias.
+        method = Image.Resampling.BILINEAR if is_image else Image.Resampling.NEAREST
+        picture = picture.resize((size[1], size[0]), method)
+    return np.array(picture)
 
 
 def load_depth_pairs(recipe: DataRecipe, resize_all: bool = False) -> tuple[DepthPairs, DepthPairs]:
@@ -71,7 +86,7 @@ def load_depth_pairs(recipe: DataRecipe, resize_all: bool = False) -> tuple[Dept
 
     Args:
         recipe: which data.
-        resize_all: evaluation rows take `train_size` too.
+        resize_all: evaluation rows are cut and resized too.
 
     Raises:
         RecipeError: the dataset, a split or a column does not exist.
@@ -82,7 +97,8 @@ def load_depth_pairs(recipe: DataRecipe, resize_all: bool = False) -> tuple[Dept
             rows = datasets.load_dataset(recipe.dataset, split=split, **recipe.options)
         except (ValueError, TypeError, OSError) as error:
             raise RecipeError(f"data.dataset {recipe.dataset!r}, split {split!r}, cannot be loaded: {error}") from error
-        splits.append(DepthPairs(rows, recipe.in_memory, recipe.train_size if resized else None))
+        columns, size = (recipe.train_columns, recipe.train_size) if resized else (None, None)
+        splits.append(DepthPairs(rows, recipe.in_memory, columns, size))
     return splits[0], splits[1]
 
 

@@ -3,17 +3,18 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
+from accelerate.logging import get_logger
 from accelerate.utils import GradientAccumulationPlugin, send_to_device, set_seed
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -27,10 +28,14 @@ from .checkpoints import (
     replace_text,
     save_checkpoint,
 )
-from .recipes import RecipeError, RunRecipe, ScheduleRecipe, recipe_dict
+from .recipes import OptimRecipe, RecipeError, RunRecipe, ScheduleRecipe, build_recipe, recipe_dict
 from .reporting import RunLog
-from .sampling import MicroBatchSampler, Sample, SeededSamples
+from .sampling import MicroBatchSampler, Sample, SampleKey, SeededSamples
 
+logger = get_logger(__name__)
+
+MakeSampler = Callable[[range], Sampler[list[SampleKey]]]
+"""Steps to run, counted from 0, to the micro-batches of this process."""
 RECIPE_FILE = "recipe.yaml"
 # Keys that a resumed run may change, because they do not change what is learned.
 _FREE_RUN_KEYS = {
@@ -41,7 +46,9 @@ _FREE_RUN_KEYS = {
     "checkpoint_every",
     "keep_checkpoints",
     "panels",
+    "processes",
 }
+_DATA_SECTIONS = {"data", "instance_data", "depth_data"}
 _FREE_DATA_KEYS = {"in_memory", "num_workers"}
 
 
@@ -67,14 +74,18 @@ class TrainingTask(Protocol):
         ...
 
     def weight(self, batch: Sample) -> Tensor:
-        """Scalar by which a micro-batch's loss is normalised, such as its number of valid pixels."""
+        """What a micro-batch's loss is normalised by, such as its number of valid pixels.
+
+        A scalar, or one value per loss where several are normalised each on its own.
+        """
         ...
 
     def loss(self, model: nn.Module, batch: Sample, share: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and named scalars to log.
 
         The loss is normalised by `weight` averaged over processes, times `share`: the weight of this micro-batch over
-        the mean weight of the micro-batches that are accumulated together.
+        the mean weight of the micro-batches that are accumulated together. Where weights hold several values, `share`
+        is the sum of this micro-batch's values over the mean of each.
         """
         ...
 
@@ -133,25 +144,61 @@ class Progress:
         vars(self).update(state)
 
 
-def make_accelerator(run: RunRecipe) -> Accelerator:
-    """Accelerator that accumulates as many micro-batches as the recipe's batch size asks for.
+def count_processes() -> int:
+    """Number of processes that were launched together."""
+    # Without this, processes that torchrun starts on CPUs do not find each other.
+    return PartialState(cpu=not torch.accelerator.is_available()).num_processes
+
+
+def micro_batch_size(run: RunRecipe, processes: int) -> int:
+    """Samples per forward pass: as the recipe says, else an equal share of the batch on as many processes as it names.
+
+    Args:
+        run: the recipe.
+        processes: number of processes there are.
+    """
+    return run.micro_batch or max(run.batch_size // max(processes, run.processes or 1), 1)
+
+
+def accumulation_steps(run: RunRecipe, processes: int) -> int:
+    """Forward passes of each process per optimiser step.
 
     Raises:
         RecipeError: the batch size cannot be shared out equally.
     """
-    # Without this, processes that torchrun starts on CPUs do not find each other.
-    cpu = not torch.accelerator.is_available()
-    processes = PartialState(cpu=cpu).num_processes
-    micro_batch = run.micro_batch or max(run.batch_size // processes, 1)
-    if run.batch_size % (micro_batch * processes):
-        raise RecipeError(
-            f"run.batch_size must be a multiple of run.micro_batch x processes ({micro_batch} x {processes}), got "
-            f"{run.batch_size}."
+    micro_batch = micro_batch_size(run, processes)
+    if run.batch_size % (micro_batch * processes) == 0:
+        return run.batch_size // (micro_batch * processes)
+    share, rest = divmod(run.batch_size, processes)
+    fitting = [size for size in range(1, share + 1) if share % size == 0 and not rest]
+    fix = f"set run.micro_batch to one of {fitting}" if fitting else f"start a divisor of {run.batch_size} processes"
+    meant = f" (the recipe is meant for {run.processes})" if run.processes else ""
+    raise RecipeError(
+        f"run.batch_size must be a multiple of run.micro_batch x processes ({micro_batch} x {processes}){meant}, got "
+        f"{run.batch_size}; {fix}, or change run.batch_size."
+    )
+
+
+def make_accelerator(run: RunRecipe, accumulation: int | None = None) -> Accelerator:
+    """Accelerator that accumulates as many micro-batches as the recipe's batch size asks for.
+
+    Args:
+        run: the recipe.
+        accumulation: forward passes of each process per optimiser step; None is `accumulation_steps`.
+
+    Raises:
+        RecipeError: the batch size cannot be shared out equally.
+    """
+    processes = count_processes()
+    accumulation = accumulation or accumulation_steps(run, processes)
+    if run.processes is not None and processes < run.processes:
+        logger.warning(
+            f"The recipe is meant for {run.processes} processes; on {processes}, each accumulates gradients over "
+            f"{accumulation} forward passes per step."
         )
-    accumulation = run.batch_size // (micro_batch * processes)
     plugin = GradientAccumulationPlugin(num_steps=accumulation, sync_with_dataloader=False)
     return Accelerator(
-        cpu=cpu,
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=run.mixed_precision,
         gradient_accumulation_plugin=plugin,
         step_scheduler_with_optimizer=False,
@@ -161,6 +208,27 @@ def make_accelerator(run: RunRecipe) -> Accelerator:
 def number_of_steps(run: RunRecipe, num_rows: int) -> int:
     """Optimiser steps of a run, from its steps or epochs."""
     return run.steps if run.steps is not None else math.ceil((run.epochs or 0) * num_rows / run.batch_size)
+
+
+def learning_rate(optim: OptimRecipe, run: RunRecipe) -> float:
+    """Rate of the last layer, scaled to the batch where the recipe says so; batches other than published are warned of.
+
+    Raises:
+        RecipeError: the rate is to be scaled, but there is no published batch.
+    """
+    if run.published_batch_size is None:
+        if optim.scale_lr:
+            raise RecipeError("optim.scale_lr needs run.published_batch_size, the batch that optim.lr is meant for.")
+        return optim.lr
+    ratio = run.batch_size / run.published_batch_size
+    if ratio == 1:
+        return optim.lr
+    what = f"run.batch_size is {run.batch_size}, published is {run.published_batch_size}"
+    if not optim.scale_lr:
+        logger.warning(f"{what}: results will differ. --optim.scale_lr true would multiply the rate by {ratio:.4g}.")
+        return optim.lr
+    logger.warning(f"{what}: the rate is {optim.lr * ratio:.4g} in place of {optim.lr:.4g}; steps stay as they are.")
+    return optim.lr * ratio
 
 
 def make_schedule(recipe: ScheduleRecipe, steps: int) -> optimization.Schedule:
@@ -196,7 +264,9 @@ def check_run_folder(recipe: Any, accelerator: Accelerator) -> Path | None:
         raise FileExistsError(
             f"run.output {folder} is not empty and holds no run ({RECIPE_FILE}); name another folder."
         )
-    before, now = (_flatten(x) for x in (yaml.safe_load(stored.read_text()), recipe_dict(recipe)))
+    # Built anew, so that keys which are younger than the run have their defaults.
+    earlier = build_recipe(type(recipe), yaml.safe_load(stored.read_text()), str(stored))
+    before, now = (_flatten(recipe_dict(x)) for x in (earlier, recipe))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not _is_free(key))
     if changed:
         raise RecipeError(
@@ -205,7 +275,7 @@ def check_run_folder(recipe: Any, accelerator: Accelerator) -> Path | None:
     return latest_checkpoint_for_all(folder / "checkpoints", accelerator)
 
 
-def train(task: TrainingTask, recipe: Any, accelerator: Accelerator) -> Path:
+def train(task: TrainingTask, recipe: Any, accelerator: Accelerator, make_sampler: MakeSampler | None = None) -> Path:
     """Train, evaluate and save, from the start or from the latest checkpoint.
 
     The run's folder gets `recipe.yaml`, `log.jsonl`, `tensorboard/`, `checkpoints/`, `panels/`, and at the end `model/`
@@ -215,6 +285,7 @@ def train(task: TrainingTask, recipe: Any, accelerator: Accelerator) -> Path:
         task: model and data.
         recipe: a recipe with the sections `data`, `optim` and `run`.
         accelerator: from `make_accelerator`.
+        make_sampler: what makes up the micro-batches; None is `MicroBatchSampler` over all rows.
 
     Returns:
         The folder of the trained model.
@@ -225,7 +296,7 @@ def train(task: TrainingTask, recipe: Any, accelerator: Accelerator) -> Path:
         FloatingPointError: the loss is not finite.
     """
     checkpoint = check_run_folder(recipe, accelerator)
-    trainer = _Trainer(task, recipe, accelerator)
+    trainer = _Trainer(task, recipe, accelerator, make_sampler)
     accelerator.wait_for_everyone()
     trainer.start(checkpoint)
     trainer.run()
@@ -235,18 +306,24 @@ def train(task: TrainingTask, recipe: Any, accelerator: Accelerator) -> Path:
 class _Trainer:
     """State of one run."""
 
-    def __init__(self, task: TrainingTask, recipe: Any, accelerator: Accelerator) -> None:
+    def __init__(
+        self, task: TrainingTask, recipe: Any, accelerator: Accelerator, make_sampler: MakeSampler | None
+    ) -> None:
         self.task = task
         self.recipe = recipe
         self.accelerator = accelerator
+        self.make_sampler = make_sampler or self._sampler
         self.folder = Path(recipe.run.output)
         self.steps = number_of_steps(recipe.run, task.num_rows)
         self.progress = Progress()
         self.log: RunLog | None = None
         if recipe.run.channels_last:
             task.model.to(memory_format=torch.channels_last)
+        if recipe.run.activation_checkpointing:
+            _checkpoint_activations(task.model)
         optim = recipe.optim
-        groups = optimization.parameter_groups(task.model, optim.lr, optim.weight_decay, optim.layer_decay)
+        lr = learning_rate(optim, recipe.run)
+        groups = optimization.parameter_groups(task.model, lr, optim.weight_decay, optim.layer_decay)
         optimizer = torch.optim.AdamW(groups, betas=tuple(optim.betas))
         scheduler = optimization.make_scheduler(optimizer, make_schedule(optim.schedule, self.steps))
         self.model, self.optimizer, self.scheduler = accelerator.prepare(task.model, optimizer, scheduler)
@@ -299,25 +376,27 @@ class _Trainer:
         self.accelerator.wait_for_everyone()
         return final
 
-    def _batches(self) -> Iterator[Sample]:
+    def _sampler(self, steps: range) -> MicroBatchSampler:
         run, accelerator = self.recipe.run, self.accelerator
         micro_batch = run.batch_size // (accelerator.num_processes * accelerator.gradient_accumulation_steps)
-        sampler = MicroBatchSampler(
+        return MicroBatchSampler(
             self.task.num_rows,
             run.seed,
-            range(self.progress.step, self.steps),
+            steps,
             run.batch_size,
             micro_batch,
             accelerator.process_index,
             accelerator.num_processes,
         )
+
+    def _batches(self) -> Iterator[Sample]:
         return iter(
             DataLoader(
-                SeededSamples(self.task.sample, run.seed),
-                batch_sampler=sampler,
+                SeededSamples(self.task.sample, self.recipe.run.seed),
+                batch_sampler=self.make_sampler(range(self.progress.step, self.steps)),
                 collate_fn=self.task.collate,
                 num_workers=self.recipe.data.num_workers,
-                pin_memory=accelerator.device.type == "cuda",
+                pin_memory=self.accelerator.device.type == "cuda",
                 # Otherwise the loader draws its base seed from the generator that dropout uses.
                 generator=torch.Generator(),
             )
@@ -343,11 +422,14 @@ class _Trainer:
         return logged
 
     def _shares(self, batches: list[Sample]) -> Tensor:
-        """Weight of each micro-batch over the mean of those accumulated together, (N,)."""
-        if len(batches) == 1:
-            return torch.ones(1, device=self.accelerator.device)
-        weights = torch.stack([mean_over_processes(self.task.weight(batch).float()) for batch in batches])
-        return weights / weights.mean().clamp(min=1e-12)
+        """Weight of each micro-batch over the mean of those accumulated together, (N,) or (N, number of weights)."""
+        device = self.accelerator.device
+        weights = torch.stack([self.task.weight(batch).to(device, torch.float32) for batch in batches])
+        if weights.shape == (1,):
+            return torch.ones(1, device=device)
+        weights = mean_over_processes(weights)
+        totals = weights if weights.ndim == 1 else weights.sum(dim=1, keepdim=True)
+        return totals / weights.mean(dim=0).clamp(min=1e-12)
 
     def _log_training(self) -> dict[str, str]:
         """Write the means since the last line; what to show in the progress bar."""
@@ -374,6 +456,12 @@ class _Trainer:
                 self.log.picture(self.progress.step, picture)
 
 
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise RecipeError("run.activation_checkpointing is for task-solvers; a tokenizer has no blocks, leave it out.")
+    model.activation_checkpointing_enable()
+
+
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted keys of nested dictionaries."""
     if not isinstance(values, Mapping) or not values:
@@ -384,4 +472,4 @@ def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def _is_free(key: str) -> bool:
     section, _, name = key.partition(".")
-    return (section == "run" and name in _FREE_RUN_KEYS) or (section == "data" and name in _FREE_DATA_KEYS)
+    return (section == "run" and name in _FREE_RUN_KEYS) or (section in _DATA_SECTIONS and name in _FREE_DATA_KEYS)

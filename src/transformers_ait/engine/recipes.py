@@ -3,6 +3,7 @@
     training/run_depth.py training/recipes/tiny-rooms-depth.yaml --optim.lr 5e-4 --model.config.parallel true
 
 Unknown keys and wrong types are errors that name the key and the file; they are found before anything is written.
+A value that starts with ??? has to come from the command line; what follows the marks says what to give.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 Recipe = TypeVar("Recipe")
 Config = TypeVar("Config", bound=PreTrainedConfig)
+MISSING_VALUE = "???"
 
 
 class RecipeError(ValueError):
@@ -41,6 +43,8 @@ class DataRecipe:
         eval_split: split to evaluate on.
         eval_limit: evaluate on the first so many rows; None is all.
         eval_batch: rows per forward pass and process in evaluation.
+        train_columns: first and last column (exclusive) of training depth maps and their images; None is all. NYUv2 has
+            a border outside 41..601.
         train_size: height and width that training images and depth maps are resized to once, as the image processor
             resizes what it is given; None leaves them as they are.
         in_memory: keep decoded rows in memory; they are decoded once.
@@ -53,12 +57,17 @@ class DataRecipe:
     eval_split: str = "validation"
     eval_limit: int | None = None
     eval_batch: int = 8
+    train_columns: list[int] | None = None
     train_size: list[int] | None = None
     in_memory: bool = False
     num_workers: int = 0
 
     def validate_size(self) -> None:
-        """A size is two positive numbers of pixels."""
+        """A size is two positive numbers of pixels, columns are two in increasing order."""
+        if self.train_columns is not None and (
+            len(self.train_columns) != 2 or not 0 <= self.train_columns[0] < self.train_columns[1]
+        ):
+            raise ValueError(f"train_columns must be a first and a last column in pixels, got {self.train_columns}")
         if self.train_size is not None and (len(self.train_size) != 2 or min(self.train_size) < 1):
             raise ValueError(f"train_size must be a height and a width in pixels, got {self.train_size}")
 
@@ -106,6 +115,7 @@ class OptimRecipe:
         layer_decay: factor on the rate per backbone layer, towards the input.
         betas: of AdamW.
         clip: largest gradient norm; None does not clip.
+        scale_lr: multiply `lr` by `run.batch_size` over `run.published_batch_size` (the linear rule).
         schedule: how the rate changes.
     """
 
@@ -114,6 +124,7 @@ class OptimRecipe:
     layer_decay: float | int = 1.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     clip: float | int | None = None
+    scale_lr: bool = False
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
 
 
@@ -127,10 +138,15 @@ class RunRecipe:
         steps: optimiser steps. Exactly one of `steps` and `epochs` is given.
         epochs: passes over the training data.
         batch_size: samples per optimiser step, over all processes.
+        published_batch_size: the batch that the rate and the steps were chosen for; another `batch_size` is warned of.
         micro_batch: samples per forward pass and process; None is an equal share of `batch_size`. Gradients are
             accumulated over what is left.
+        processes: number of processes that the recipe is meant for; on fewer, the share of `batch_size` in a forward
+            pass does not grow. None is any number.
         seed: of weights, data order, augmentation and dropout.
         mixed_precision: None is what `accelerate launch` was told.
+        activation_checkpointing: keep only the inputs of blocks, and compute them again on the way back; less memory,
+            more time.
         log_every: steps between log lines.
         eval_every: steps between evaluations; there is always one at the end.
         checkpoint_every: steps between checkpoints; there is always one at the end.
@@ -145,9 +161,12 @@ class RunRecipe:
     batch_size: int
     steps: int | None = None
     epochs: int | float | None = None
+    published_batch_size: int | None = None
     micro_batch: int | None = None
+    processes: int | None = None
     seed: int = 0
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    activation_checkpointing: bool = False
     log_every: int = 50
     eval_every: int = 1000
     checkpoint_every: int = 1000
@@ -164,7 +183,8 @@ class RunRecipe:
 
     def validate_counts(self) -> None:
         """Counts of things that must happen are at least 1."""
-        for name in ("steps", "epochs", "batch_size", "micro_batch", "log_every", "eval_every", "checkpoint_every"):
+        sizes = ("steps", "epochs", "batch_size", "published_batch_size", "micro_batch", "processes")
+        for name in (*sizes, "log_every", "eval_every", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -258,7 +278,7 @@ class DepthModelRecipe:
 
     def validate_normalization(self) -> None:
         """Mean and standard deviation come together, one value per channel."""
-        _check_normalization(self.image_mean, self.image_std)
+        check_normalization(self.image_mean, self.image_std)
 
 
 @strict
@@ -316,7 +336,7 @@ class InstanceModelRecipe:
 
     def validate_normalization(self) -> None:
         """Mean and standard deviation come together, one value per channel."""
-        _check_normalization(self.image_mean, self.image_std)
+        check_normalization(self.image_mean, self.image_std)
 
 
 @strict
@@ -350,7 +370,12 @@ class InstanceRecipe:
     augmentation: InstanceAugmentationRecipe = field(default_factory=InstanceAugmentationRecipe)
 
 
-def _check_normalization(mean: list[float] | None, std: list[float] | None) -> None:
+def check_normalization(mean: list[float] | None, std: list[float] | None) -> None:
+    """Check that a mean and a standard deviation are both given, with a value per channel, or neither.
+
+    Raises:
+        ValueError: they are not.
+    """
     given = [values for values in (mean, std) if values is not None]
     if len(given) == 1 or any(len(values) != 3 for values in given):
         raise ValueError(f"image_mean and image_std must both be given, three values each, got {mean} and {std}")
@@ -390,6 +415,7 @@ def load_recipe(recipe_class: type[Recipe], arguments: Sequence[str]) -> Recipe:
             override = {part: override}
         _check_keys(recipe_class, override, "the command line")
         values = _merge(values, override)
+    _require_values(values, str(path))
     return build_recipe(recipe_class, values, f"{path} with the command line's overrides" if overrides else str(path))
 
 
@@ -491,6 +517,17 @@ def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, An
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
+
+
+def _require_values(values: Mapping[str, Any], source: str, path: str = "") -> None:
+    """Raise at the first value that the command line should have given."""
+    for name, value in values.items():
+        key = f"{path}.{name}" if path else str(name)
+        if isinstance(value, Mapping):
+            _require_values(value, source, key)
+        elif isinstance(value, str) and value.startswith(MISSING_VALUE):
+            wanted = value.removeprefix(MISSING_VALUE).strip()
+            raise RecipeError(f"{key} is missing in {source}: {wanted}; give it with --{key} VALUE.")
 
 
 def _check_keys(recipe_class: type, values: Any, source: str, path: str = "") -> None:

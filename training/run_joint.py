@@ -1,0 +1,24 @@
+"""Train one task-solver for instances and depth, with two trained VQ-VAEs.
+
+    python training/run_joint.py training/recipes/tiny-rooms-joint.yaml \\
+        --model.mask_tokenizer runs/vqvae-masks/model --model.depth_tokenizer runs/vqvae/model \\
+        --model.initialize_from runs/instance/model --run.output runs/joint
+    accelerate launch --config_file training/accelerate_configs/multi_gpu.yaml \\
+        training/run_joint.py training/recipes/joint-base.yaml \\
+        --instance_data.options.data_dir coco --depth_data.options.data_dir nyu_depth_v2 \\
+        --depth_data.options.train_list nyu_train.txt --model.mask_tokenizer runs/vqvae-coco-masks/model \\
+        --model.depth_tokenizer runs/vqvae-nyu-depth/model --model.initialize_from runs/detection-base/model
+
+A step holds images of both tasks at the recipe's ratio, the same ones at any number of processes. `model` in the run's
+folder serves the pipelines of both tasks: the folder's own image processor is that of the default task, the other one
+lies in a folder named like its task.
+
+Every key of the recipe can be overridden; --help lists them. `--run.resume true` goes on with an interrupted run.
+"""
+
+from transformers_ait.engine.joint_recipe import JointRecipe
+from transformers_ait.engine.joint_training import train_joint
+from transformers_ait.engine.recipes import run_from_command_line
+
+if __name__ == "__main__":
+    run_from_command_line(JointRecipe, train_joint, __doc__)
