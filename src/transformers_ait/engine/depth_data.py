@@ -1,6 +1,7 @@
 """Pairs of image and depth map from a `datasets` dataset, and evaluation of predicted depth over processes."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import datasets
 import numpy as np
@@ -11,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import SyntheticRooms  # noqa: F401 - importing the package registers its builders
 from ..metrics import DEPTH_METRICS, depth_metrics_per_image
+from .loading import load_rows, load_stream
 from .recipes import DataRecipe, RecipeError
 from .sampling import process_share
+from .streaming import RowStream
 
 
 class DepthPairs:
@@ -38,10 +40,9 @@ class DepthPairs:
         columns: Sequence[int] | None = None,
         size: Sequence[int] | None = None,
     ) -> None:
-        missing = {"image", "depth"} - set(rows.column_names)
-        if missing:
-            raise RecipeError(f"The dataset has no column {sorted(missing)}; its columns are {rows.column_names}.")
+        _check_columns(rows.column_names)
         self.rows = {name: rows.select_columns(name) for name in ("image", "depth")}
+        self.stream: RowStream | None = None
         self.in_memory = in_memory
         self.columns = columns
         self.size = size
@@ -65,6 +66,40 @@ class DepthPairs:
         if self.in_memory:
             self._decoded[column, index] = pixels
         return pixels
+
+
+class StreamedDepthPairs(DepthPairs):
+    """The same of a stream; what `DepthPairs` takes indices for are encoded rows here, and the length is unknown (0).
+
+    Args:
+        stream: the data.
+        columns: as `DepthPairs`.
+        size: as `DepthPairs`.
+
+    Raises:
+        RecipeError: a column is missing.
+    """
+
+    def __init__(
+        self, stream: RowStream, columns: Sequence[int] | None = None, size: Sequence[int] | None = None
+    ) -> None:
+        _check_columns(stream.column_names)
+        self.stream = stream
+        self.columns = columns
+        self.size = size
+
+    def __len__(self) -> int:
+        return 0
+
+    def _read(self, column: str, index: Any) -> np.ndarray:
+        assert self.stream is not None
+        return _pixels(self.stream.column(index, column), column == "image", self.columns, self.size)
+
+
+def _check_columns(names: list[str]) -> None:
+    missing = {"image", "depth"} - set(names)
+    if missing:
+        raise RecipeError(f"The dataset has no column {sorted(missing)}; its columns are {names}.")
 
 
 def _pixels(
@@ -91,15 +126,13 @@ def load_depth_pairs(recipe: DataRecipe, resize_all: bool = False) -> tuple[Dept
     Raises:
         RecipeError: the dataset, a split or a column does not exist.
     """
-    splits = []
-    for split, resized in ((recipe.train_split, True), (recipe.eval_split, resize_all)):
-        try:
-            rows = datasets.load_dataset(recipe.dataset, split=split, **recipe.options)
-        except (ValueError, TypeError, OSError) as error:
-            raise RecipeError(f"data.dataset {recipe.dataset!r}, split {split!r}, cannot be loaded: {error}") from error
-        columns, size = (recipe.train_columns, recipe.train_size) if resized else (None, None)
-        splits.append(DepthPairs(rows, recipe.in_memory, columns, size))
-    return splits[0], splits[1]
+    resized = recipe.train_columns, recipe.train_size
+    eval_rows = DepthPairs(
+        load_rows(recipe, recipe.eval_split), recipe.in_memory, *(resized if resize_all else (None, None))
+    )
+    if recipe.streaming:
+        return StreamedDepthPairs(load_stream(recipe, recipe.train_split), *resized), eval_rows
+    return DepthPairs(load_rows(recipe, recipe.train_split), recipe.in_memory, *resized), eval_rows
 
 
 def evaluate_depth(

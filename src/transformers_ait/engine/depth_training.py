@@ -44,6 +44,7 @@ class DepthTask:
     ) -> None:
         self.model = model
         self.train_rows = train_rows
+        self.stream = train_rows.stream
         self.eval_rows = eval_rows
         self.num_rows = len(train_rows)
         self.num_eval = min(len(eval_rows), recipe.data.eval_limit or len(eval_rows))

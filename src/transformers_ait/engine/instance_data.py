@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..coco_annotations_ait import annotation_box, annotation_mask, encode_masks
-from ..data import SyntheticRooms  # noqa: F401 - importing the package registers its builders
 from ..mask_geometry_ait import proper_boxes
 from ..metrics import coco_metrics
+from .loading import load_rows, load_stream
 from .recipes import DataRecipe, RecipeError
 from .sampling import process_share
+from .streaming import RowStream
 
 MAP_COLUMN = "instance_map"
 REPORTED = ("AP", "AP50", "AP75")
@@ -56,20 +57,8 @@ class InstanceRows:
     """
 
     def __init__(self, rows: datasets.Dataset, in_memory: bool = False) -> None:
-        missing = {"image", "objects"} - set(rows.column_names)
-        if missing:
-            raise RecipeError(f"The dataset has no column {sorted(missing)}; its columns are {rows.column_names}.")
-        fields = rows.features["objects"]
-        self.has_map = MAP_COLUMN in rows.column_names
-        if not self.has_map and "segmentation" not in fields:
-            raise RecipeError(
-                f"The dataset's objects have neither `segmentation` nor a column `{MAP_COLUMN}`; they have "
-                f"{sorted(fields)}."
-            )
-        names = getattr(fields["category"].feature, "names", None)
-        if names is None:
-            raise RecipeError("The dataset's objects.category must be a ClassLabel, which names the classes.")
-        self.class_names: list[str] = list(names)
+        self._check_features(rows.features)
+        self.stream: RowStream | None = None
         pictures = ["image", MAP_COLUMN] if self.has_map else ["image"]
         self.pictures = {name: rows.select_columns(name) for name in pictures}
         self.annotated = rows.select_columns("objects")
@@ -85,7 +74,7 @@ class InstanceRows:
 
     def annotations(self, index: int) -> list[dict[str, Any]]:
         """Annotations in COCO's form, crowds included; `category_id` is the class index, masks are arrays or COCO's."""
-        columns = self.annotated[index]["objects"]
+        columns = self._objects(index)
         entries = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         numbers = self._picture(MAP_COLUMN, index) if self.has_map and entries else None
         for entry in entries:
@@ -114,7 +103,7 @@ class InstanceRows:
         for entry in self.annotations(index):
             if entry.get("iscrowd", 0):
                 continue
-            where = f"Annotation {entry['id']} of row {index}"
+            where = f"Annotation {entry['id']} of {self._name(index)}"
             box = annotation_box(entry, size, where)
             if box is None or not proper_boxes(box.float()):
                 continue
@@ -155,6 +144,28 @@ class InstanceRows:
         categories = [{"id": number, "name": name} for number, name in enumerate(self.class_names)]
         return {"images": images, "annotations": annotations, "categories": categories}
 
+    def _check_features(self, features: datasets.Features) -> None:
+        missing = {"image", "objects"} - set(features)
+        if missing:
+            raise RecipeError(f"The dataset has no column {sorted(missing)}; its columns are {list(features)}.")
+        fields = features["objects"]
+        self.has_map = MAP_COLUMN in features
+        if not self.has_map and "segmentation" not in fields:
+            raise RecipeError(
+                f"The dataset's objects have neither `segmentation` nor a column `{MAP_COLUMN}`; they have "
+                f"{sorted(fields)}."
+            )
+        names = getattr(fields["category"].feature, "names", None)
+        if names is None:
+            raise RecipeError("The dataset's objects.category must be a ClassLabel, which names the classes.")
+        self.class_names: list[str] = list(names)
+
+    def _name(self, index: int) -> str:
+        return f"row {index}"
+
+    def _objects(self, index: int) -> dict[str, list[Any]]:
+        return self.annotated[index]["objects"]
+
     def _picture(self, column: str, index: int) -> np.ndarray:
         if (column, index) in self._decoded:
             return self._decoded[column, index]
@@ -165,22 +176,58 @@ class InstanceRows:
         return pixels
 
 
+class StreamedInstanceRows(InstanceRows):
+    """The same of a stream; what `InstanceRows` takes indices for are encoded rows here, and the length is unknown (0).
+
+    Args:
+        stream: the data.
+
+    Raises:
+        RecipeError: a column is missing.
+    """
+
+    def __init__(self, stream: RowStream) -> None:
+        self._check_features(stream.features)
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return 0
+
+    def size(self, index: Any) -> tuple[int, int]:
+        """Height and width of an image."""
+        return self._picture("image", index).shape[:2]  # type: ignore[return-value]
+
+    def index_objects(self) -> list[tuple[int, int]]:
+        """Not possible: objects of a stream have no numbers."""
+        raise RecipeError("data.streaming is not for tokenizers of masks, which read objects by number; leave it out.")
+
+    def _name(self, index: Any) -> str:
+        return f"image {index['image_id']}" if "image_id" in index else "a streamed row"
+
+    def _objects(self, index: Any) -> dict[str, list[Any]]:
+        return index["objects"]
+
+    def _picture(self, column: str, index: Any) -> np.ndarray:
+        assert self.stream is not None
+        picture = self.stream.column(index, column)
+        return np.array(picture.convert("RGB") if column == "image" else picture)
+
+
 def load_instance_rows(recipe: DataRecipe) -> tuple[InstanceRows, InstanceRows]:
     """Training and evaluation rows of a recipe.
 
     Raises:
         RecipeError: the dataset, a split or a column does not exist, or the splits differ in their classes.
     """
-    splits = []
-    for split in (recipe.train_split, recipe.eval_split):
-        try:
-            rows = datasets.load_dataset(recipe.dataset, split=split, **recipe.options)
-        except (ValueError, TypeError, OSError) as error:
-            raise RecipeError(f"data.dataset {recipe.dataset!r}, split {split!r}, cannot be loaded: {error}") from error
-        splits.append(InstanceRows(rows, recipe.in_memory))
-    if splits[0].class_names != splits[1].class_names:
+    eval_rows = InstanceRows(load_rows(recipe, recipe.eval_split), recipe.in_memory)
+    train_rows: InstanceRows
+    if recipe.streaming:
+        train_rows = StreamedInstanceRows(load_stream(recipe, recipe.train_split))
+    else:
+        train_rows = InstanceRows(load_rows(recipe, recipe.train_split), recipe.in_memory)
+    if train_rows.class_names != eval_rows.class_names:
         raise RecipeError(f"The splits {recipe.train_split!r} and {recipe.eval_split!r} have different classes.")
-    return splits[0], splits[1]
+    return train_rows, eval_rows
 
 
 def evaluate_objects(

@@ -53,6 +53,7 @@ class InstanceTask:
         self.model = model
         self.task = task
         self.train_rows = train_rows
+        self.stream = train_rows.stream
         self.eval_rows = eval_rows
         self.num_rows = len(train_rows)
         self.num_eval = min(len(eval_rows), recipe.data.eval_limit or len(eval_rows))

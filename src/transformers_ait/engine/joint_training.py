@@ -48,6 +48,7 @@ class JointTask:
         self.instance = instance
         self.depth = depth
         self.model = instance.model
+        self.stream = None  # a step's rows are chosen by number
         self.tasks: dict[str, InstanceTask | DepthTask] = {"instance": instance, "depth": depth}
         other = "depth" if self.model.config.default_task == "instance" else "instance"
         self.tasks[other].processor.task = other  # type: ignore[assignment]
@@ -181,6 +182,8 @@ def train_joint(recipe: JointRecipe) -> Path:
         FileExistsError: the run's folder is in use.
     """
     check_joint_tasks(recipe.model)
+    if recipe.instance_data.streaming or recipe.depth_data.streaming:
+        raise RecipeError("streaming is not for joint training, which chooses rows by number; leave it out.")
     mix = plan_recipe(recipe, count_processes())
     accelerator = make_accelerator(recipe.run, mix.passes // count_processes())
     with accelerator.main_process_first():

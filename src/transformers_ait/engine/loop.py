@@ -11,7 +11,7 @@ import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import GradientAccumulationPlugin, send_to_device, set_seed
+from accelerate.utils import GradientAccumulationPlugin, gather_object, send_to_device, set_seed
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
@@ -31,6 +31,7 @@ from .checkpoints import (
 from .recipes import OptimRecipe, RecipeError, RunRecipe, ScheduleRecipe, build_recipe, recipe_dict
 from .reporting import RunLog
 from .sampling import MicroBatchSampler, Sample, SampleKey, SeededSamples
+from .streaming import RowStream, StreamBatches
 
 logger = get_logger(__name__)
 
@@ -65,8 +66,16 @@ class TrainingTask(Protocol):
         """Rows of training data."""
         ...
 
-    def sample(self, index: int) -> Sample:
-        """One augmented training sample; randomness comes from torch's default generator."""
+    @property
+    def stream(self) -> RowStream | None:
+        """Training data to read in order, None where rows have numbers."""
+        ...
+
+    def sample(self, index: Any) -> Sample:
+        """One augmented training sample, of a row's number or of an encoded row of the stream.
+
+        Randomness comes from torch's default generator.
+        """
         ...
 
     def collate(self, samples: list[Sample]) -> Sample:
@@ -110,10 +119,14 @@ class Progress:
         sums: sums of logged values since the last log line, by name.
         count: updates in `sums`.
         metrics: of the last evaluation.
+        batches: micro-batches that each process took from a stream.
+        positions: by process and reader, where the stream's readers stand.
     """
 
     def __init__(self) -> None:
         self.step = 0
+        self.batches = 0
+        self.positions: list[dict[int, dict[str, int]]] = []
         self.sums: dict[str, Tensor] = {}
         self.count = 0
         self.metrics: dict[str, float] = {}
@@ -206,7 +219,13 @@ def make_accelerator(run: RunRecipe, accumulation: int | None = None) -> Acceler
 
 
 def number_of_steps(run: RunRecipe, num_rows: int) -> int:
-    """Optimiser steps of a run, from its steps or epochs."""
+    """Optimiser steps of a run, from its steps or epochs.
+
+    Raises:
+        RecipeError: epochs of a stream.
+    """
+    if run.steps is None and num_rows == 0:
+        raise RecipeError("run.epochs needs training data of known length, which streams have not; give run.steps.")
     return run.steps if run.steps is not None else math.ceil((run.epochs or 0) * num_rows / run.batch_size)
 
 
@@ -316,6 +335,7 @@ class _Trainer:
         self.folder = Path(recipe.run.output)
         self.steps = number_of_steps(recipe.run, task.num_rows)
         self.progress = Progress()
+        self.positions: dict[int, dict[str, int]] = {}
         self.log: RunLog | None = None
         if recipe.run.channels_last:
             task.model.to(memory_format=torch.channels_last)
@@ -357,6 +377,7 @@ class _Trainer:
                 self._evaluate()
             if step % run.checkpoint_every == 0 or step == self.steps:
                 self.progress.synchronize()
+                self.progress.positions = gather_object([self.positions])
                 save_checkpoint(self.accelerator, self.folder / "checkpoints", step, run.keep_checkpoints)
         bar.close()
 
@@ -390,6 +411,8 @@ class _Trainer:
         )
 
     def _batches(self) -> Iterator[Sample]:
+        if self.task.stream is not None:
+            return self._streamed(self.task.stream)
         return iter(
             DataLoader(
                 SeededSamples(self.task.sample, self.recipe.run.seed),
@@ -401,6 +424,47 @@ class _Trainer:
                 generator=torch.Generator(),
             )
         )
+
+    def _streamed(self, stream: RowStream) -> Iterator[Sample]:
+        """Micro-batches of a stream, which count as read when they are taken, not when a worker prepares them."""
+        run, data, accelerator = self.recipe.run, self.recipe.data, self.accelerator
+        self.positions = self._stored_positions(max(data.num_workers, 1))
+        batches = StreamBatches(
+            stream,
+            self.task.sample,
+            self.task.collate,
+            run.batch_size // (accelerator.num_processes * accelerator.gradient_accumulation_steps),
+            run.seed,
+            data.shuffle_buffer,
+            accelerator.process_index,
+            accelerator.num_processes,
+            dict(self.positions),
+            self.progress.batches,
+        )
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=data.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            generator=torch.Generator(),
+        )
+        for worker, position, batch in loader:
+            self.positions[worker] = position
+            self.progress.batches += 1
+            yield batch
+
+    def _stored_positions(self, workers: int) -> dict[int, dict[str, int]]:
+        """Where this process's readers stand according to the checkpoint."""
+        if not self.progress.positions:
+            return {}
+        before = (len(self.progress.positions), len(self.progress.positions[0]))
+        now = (self.accelerator.num_processes, workers)
+        if before != now and self.progress.batches >= workers:
+            raise RecipeError(
+                f"The run was streamed by {before[0]} processes with {before[1]} readers each, now there are {now[0]} "
+                f"with {now[1]}; resume with as many processes and data.num_workers."
+            )
+        return dict(self.progress.positions[self.accelerator.process_index])
 
     def _update(self, batches: list[Sample]) -> dict[str, Tensor]:
         """One optimiser step over micro-batches; means over them to log."""

@@ -49,6 +49,8 @@ class DataRecipe:
             resizes what it is given; None leaves them as they are.
         in_memory: keep decoded rows in memory; they are decoded once.
         num_workers: data-loading processes per training process.
+        streaming: read training data in order, without a copy on disk; needs `run.steps` and `eval_limit`.
+        shuffle_buffer: rows of a stream that are shuffled together, per reader.
     """
 
     dataset: str
@@ -61,6 +63,13 @@ class DataRecipe:
     train_size: list[int] | None = None
     in_memory: bool = False
     num_workers: int = 0
+    streaming: bool = False
+    shuffle_buffer: int = 1000
+
+    def validate_streaming(self) -> None:
+        """Streams have no end, so that the rows to evaluate on must be counted."""
+        if self.streaming and self.eval_limit is None:
+            raise ValueError("streaming needs eval_limit, the number of rows to evaluate on")
 
     def validate_size(self) -> None:
         """A size is two positive numbers of pixels, columns are two in increasing order."""
@@ -73,7 +82,7 @@ class DataRecipe:
 
     def validate_counts(self) -> None:
         """Batches and limits hold at least one row."""
-        for name in ("eval_limit", "eval_batch"):
+        for name in ("eval_limit", "eval_batch", "shuffle_buffer"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be positive, got {value}")

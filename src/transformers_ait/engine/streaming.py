@@ -38,7 +38,7 @@ class StreamPosition:
 
 
 class RowStream:
-    """A streamed dataset by its shards; rows stay encoded until `decode`.
+    """A streamed dataset by its shards; rows stay encoded until `column`.
 
     Args:
         rows: of `datasets.load_dataset(..., streaming=True)`.
@@ -61,9 +61,10 @@ class RowStream:
         part = self._rows.shard(self.num_shards, shard)
         return iter(part.skip(skip) if skip else part)
 
-    def decode(self, row: Row) -> Row:
-        """Pictures and everything else as a dataset in memory would give them."""
-        return self.features.decode_example(row)
+    def column(self, row: Row, name: str) -> Any:
+        """One decoded value of an encoded row."""
+        feature = self.features[name]
+        return feature.decode_example(row[name]) if hasattr(feature, "decode_example") else row[name]
 
 
 class StreamReader:
@@ -140,7 +141,7 @@ class StreamBatches(IterableDataset[tuple[int, dict[str, int], Sample]]):
 
     Args:
         stream: the data.
-        make_sample: decoded row to sample; draws from torch's default generator.
+        make_sample: encoded row to sample; draws from torch's default generator.
         collate: samples to a batch.
         micro_batch: rows per batch.
         seed: of orders and augmentation.
@@ -196,4 +197,4 @@ class StreamBatches(IterableDataset[tuple[int, dict[str, int], Sample]]):
         # The generator of the processor alone: `torch.manual_seed` would disturb dropout on accelerators.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return self.make_sample(self.stream.decode(row))
+            return self.make_sample(row)

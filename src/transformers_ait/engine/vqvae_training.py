@@ -29,6 +29,7 @@ from .instance_panel import instance_panel
 from .loop import make_accelerator, train
 from .recipes import VQVAERecipe, build_config
 from .sampling import Sample
+from .streaming import RowStream
 
 
 class VQVAETask(ABC):
@@ -45,6 +46,7 @@ class VQVAETask(ABC):
         self.model = model
         self.model.quantizer.deferred = True
         self.config = model.config
+        self.stream: RowStream | None = None
         self.restart = recipe.restart
         self.num_rows = num_rows
         self.num_eval = min(num_eval, recipe.data.eval_limit or num_eval)
@@ -113,6 +115,7 @@ class VQVAEDepthTask(VQVAETask):
         self, model: AiTVQVAEModel, train_rows: DepthPairs, eval_rows: DepthPairs, recipe: VQVAERecipe
     ) -> None:
         super().__init__(model, recipe, len(train_rows), len(eval_rows))
+        self.stream = train_rows.stream
         self.train_rows = train_rows
         self.eval_rows = eval_rows
         self.transform = depth_map_transform(self.config.image_size)

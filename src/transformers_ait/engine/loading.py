@@ -1,0 +1,41 @@
+"""Splits of a recipe's dataset: as rows on disk, as a stream, or the first rows of a stream."""
+
+from itertools import islice
+from typing import Any
+
+import datasets
+
+from ..data import SyntheticRooms  # noqa: F401 - importing the package registers its builders
+from .recipes import DataRecipe, RecipeError
+from .streaming import RowStream
+
+
+def load_rows(recipe: DataRecipe, split: str) -> datasets.Dataset:
+    """A split as rows on disk; of a streamed dataset its first `eval_limit` rows, held encoded.
+
+    Raises:
+        RecipeError: the dataset or split does not exist.
+    """
+    if not recipe.streaming:
+        return _load(recipe, split)
+    stream = load_stream(recipe, split)
+    rows = (row for shard in range(stream.num_shards) for row in stream.read(shard, 0))
+    return datasets.Dataset.from_list(list(islice(rows, recipe.eval_limit)), features=stream.features)
+
+
+def load_stream(recipe: DataRecipe, split: str) -> RowStream:
+    """A split as a stream.
+
+    Raises:
+        RecipeError: the dataset or split does not exist.
+    """
+    return RowStream(_load(recipe, split, streaming=True))
+
+
+def _load(recipe: DataRecipe, split: str, streaming: bool = False) -> Any:
+    # Nothing is prepared for a stream, so that processes to prepare it, which `datasets` would refuse, mean nothing.
+    options = {name: value for name, value in recipe.options.items() if not (streaming and name == "num_proc")}
+    try:
+        return datasets.load_dataset(recipe.dataset, split=split, streaming=streaming, **options)
+    except (ValueError, TypeError, OSError) as error:
+        raise RecipeError(f"data.dataset {recipe.dataset!r}, split {split!r}, cannot be loaded: {error}") from error
