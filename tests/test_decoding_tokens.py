@@ -122,6 +122,24 @@ def test_rival_is_reported_last_and_never_chosen(decoder, vocabulary, memory):
         assert (decoded.sequences[:, position] < vocabulary.classes.stop).all()
 
 
+def test_results_are_ordinary_tensors(decoder, vocabulary, memory):
+    decoded = decode_autoregressively(decoder, memory, TASK, depth_grammar(vocabulary, 3, soft=True))
+    factor = torch.ones((), requires_grad=True)
+    (factor * decoded.step_logits[0]).square().sum().backward()  # refused for tensors made in inference mode
+    assert factor.grad > 0
+    assert not decoded.sequences.is_inference() and not decoded.step_logits[0].requires_grad
+
+
+@torch.no_grad()
+def test_autocast_does_not_change_the_decoding(decoder, vocabulary, memory):
+    grammar = depth_grammar(vocabulary, LENGTH, soft=True)
+    expected = torch.stack(decode_autoregressively(decoder, memory, TASK, grammar).step_logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = torch.stack(decode_autoregressively(decoder, memory, TASK, grammar).step_logits)
+        assert decode_autoregressively(decoder, memory.bfloat16(), TASK, grammar).step_logits[0].dtype == torch.float32
+    assert torch.equal(actual, expected)
+
+
 # --- the nucleus ---
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 from transformers_ait.modeling_token_decoder import sine_table
 
@@ -126,6 +127,61 @@ def test_dropout_and_drop_path_act_in_training_alone(tiny_model, tiny_decoder_co
         assert torch.equal(model.get_encoder_memory(images), model.get_encoder_memory(images))
         model.train()
         assert not torch.equal(model.get_encoder_memory(images), model.get_encoder_memory(images))
+
+
+@torch.no_grad()
+def test_step_leaves_its_input_and_drops_nothing(tiny_model, tiny_decoder_config, inputs, memory):
+    decoder = tiny_model(decoder_config=tiny_decoder_config(dropout=0.5, drop_path_rate=0.5)).model.decoder
+    before, results = inputs.clone(), []
+    for training in (False, True):
+        cache = decoder.eval().start_cache(memory, max_length=1)
+        results.append(decoder.train(training).step(inputs[:, 0], cache, 0))
+    assert torch.equal(inputs, before)
+    assert torch.equal(*results)
+
+
+@torch.no_grad()
+def test_weights_are_prepared_anew_for_every_run(decoder, inputs, memory):
+    before = decoder.step(inputs[:, 0], decoder.start_cache(memory, 1), 0)
+    for name in ("self_attention.query", "self_attention.value", "cross_attention.query", "mlp.fc1"):
+        decoder.blocks[0].get_submodule(name).weight.mul_(1.5)
+    after = decoder.step(inputs[:, 0], decoder.start_cache(memory, 1), 0)
+    assert (after - before).abs().max() > 1e-3
+    assert (after - decoder(inputs[:, :1], memory)[:, 0]).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@torch.no_grad()
+def test_half_precision_steps_stay_near_one_pass(tiny_model, inputs, memory, implementation):
+    model = tiny_model().to(torch.bfloat16)
+    if implementation == "eager":
+        model.set_attn_implementation("eager")
+    decoder, inputs, memory = model.model.decoder, inputs.bfloat16(), memory.bfloat16()
+    cache = decoder.start_cache(memory, max_length=10)
+    steps = torch.stack([decoder.step(inputs[:, i], cache, i) for i in range(10)], dim=1)
+    assert steps.dtype == torch.bfloat16
+    whole = tiny_model().model.decoder(inputs.float(), memory.float())
+    assert (steps.float() - whole).abs().mean() < 0.03 * whole.abs().mean()
+
+
+def test_replaced_layers_are_refused_rather_than_ignored(decoder, memory):
+    layer = decoder.blocks[1].mlp.fc2
+    decoder.blocks[1].mlp.fc2 = torch.nn.Sequential(layer)  # as an adapter would wrap it
+    with pytest.raises(TypeError, match="Sequential.*Merge"):
+        decoder.start_cache(memory, 1)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@torch.no_grad()
+def test_step_is_one_graph_for_every_position(decoder, inputs, memory, batch):
+    torch._dynamo.reset()
+    graphs = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    compiled = torch.compile(decoder.step, fullgraph=True, dynamic=True, backend=graphs)
+    caches = [decoder.start_cache(memory[:batch], max_length=10) for _ in range(2)]
+    for i in range(10):
+        expected = decoder.step(inputs[:batch, i], caches[0], i)
+        assert (compiled(inputs[:batch, i], caches[1], i) - expected).abs().max() < TOLERANCE
+    assert graphs.frame_count == 1
 
 
 @pytest.mark.slow

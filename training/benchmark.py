@@ -16,7 +16,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,19 @@ from transformers_ait.configuration_ait import TASK_IDS
 from transformers_ait.conversion.key_map import invert, task_solver_names
 from transformers_ait.conversion.original_config import original_from_ait_config
 from transformers_ait.conversion.plain import (
+    Cache,
     plain_backbone,
     plain_decode_depth,
+    plain_decoder_step,
     plain_encoder_memory,
     plain_predict_depth,
+    plain_start,
 )
-from transformers_ait.decoding_tokens import decode_autoregressively, decode_in_parallel
-from transformers_ait.sequence_ait import depth_grammar
+from transformers_ait.decoding_tokens import decode_autoregressively, decode_in_parallel, nucleus_choice
+from transformers_ait.sequence_ait import TokenStep, depth_grammar, object_grammar
 
 Run = Callable[[], Any]
+INSTANCE_MEMORY = 400  # positions of a 640 x 640 image at stride 32
 
 
 @dataclass
@@ -120,6 +124,72 @@ def original_form(model: AiTForDenseAndInstancePrediction) -> tuple[dict[str, to
     return tensors, original_from_ait_config(model.config)
 
 
+def plain_decode_objects_cached(
+    tensors: dict[str, torch.Tensor],
+    config: dict,
+    memory: torch.Tensor,
+    task_id: int,
+    grammar: Sequence[TokenStep],
+    top_p: float,
+    draws: torch.Tensor,
+) -> list[torch.Tensor]:
+    """The plain loop over an object sequence: cache by concatenation, the whole vocabulary multiplied at every step.
+
+    Args:
+        tensors: original tensors.
+        config: original model configuration.
+        memory: encoder memory (B, N, d).
+        task_id: row of the task and position embeddings.
+        grammar: one entry per position.
+        top_p: nucleus of the positions that the grammar samples.
+        draws: (L,) random numbers in [0, 1), one per position.
+
+    Returns:
+        Per step the logits (B, K) of what may stand there.
+    """
+    embeddings, positions = tensors["transformer.voc_embed"], tensors["transformer.dec_embed"][task_id]
+    new = plain_start(tensors, task_id, memory.shape[0])
+    cache: Cache | None = None
+    collected = []
+    for index, step in enumerate(grammar):
+        logits, cache = plain_decoder_step(tensors, config, new, memory, cache)
+        logits, rows = logits[:, -1, step.allowed.rows], embeddings[step.allowed.rows]
+        choice = nucleus_choice(logits, top_p, draws[index]) if step.sampled else logits.argmax(dim=-1)
+        following = torch.softmax(logits, dim=-1) @ rows if step.soft else rows[choice]
+        new = (following + positions[(index + 1) % len(positions)])[:, None]
+        collected.append(logits)
+    return collected
+
+
+def compare_objects(tiny: bool, rounds: int) -> Comparison:
+    """Decode instances (nucleus on coordinates and classes, soft mask codes) with the same draws on both sides.
+
+    The sampled rows of a random model's vocabulary are scaled up until the nucleus holds few candidates, as a trained
+    model's does: among 600 nearly equal ones a rounding error would choose, and the two runs could not be compared.
+    """
+    model = build(tiny=True, parallel=False)  # a small backbone, which is not run, and the decoder in full size
+    decoder, task = model.model.decoder, TASK_IDS["instance"]
+    decoder.token_embeddings[: model.config.vocabulary.classes.stop].mul_(5)
+    tensors, config = original_form(model)
+    grammar = object_grammar(model.config.vocabulary, 2 if tiny else 100, tokens_per_object=21, soft=True)
+    memory = torch.randn(1, INSTANCE_MEMORY, decoder.config.hidden_size)
+    top_p = model.config.top_p
+
+    def seeded() -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    def plain() -> torch.Tensor:
+        draws = torch.rand(len(grammar), generator=seeded())
+        return torch.cat(plain_decode_objects_cached(tensors, config, memory, task, grammar, top_p, draws), dim=1)
+
+    def ours() -> torch.Tensor:
+        decoded = decode_autoregressively(decoder, memory, task, grammar, top_p, seeded())
+        pairs = zip(decoded.step_logits, grammar, strict=True)
+        return torch.cat([logits[:, : step.allowed.size] for logits, step in pairs], dim=1)  # without the noise class
+
+    return compare(f"instance decode, {len(grammar)} steps", plain, ours, rounds, floor=2.2)
+
+
 @torch.no_grad()
 def run_comparisons(tiny: bool, rounds: int) -> list[Comparison]:
     """All comparisons, slowest parts first."""
@@ -155,6 +225,7 @@ def run_comparisons(tiny: bool, rounds: int) -> list[Comparison]:
             rounds,
             floor=2.2,
         ),
+        compare_objects(tiny, rounds),
         compare(
             f"parallel against autoregressive decode, {length} tokens, both ours",
             lambda: decode(model),

@@ -43,3 +43,24 @@ def attend(
         scores = scores.masked_fill(hidden, float("-inf"))
     weights = scores.float().softmax(dim=-1).to(value.dtype)
     return F.dropout(weights, dropout) @ value
+
+
+def attend_once(query: Tensor, keys: Tensor, values: Tensor, implementation: str | None = "sdpa") -> Tensor:
+    """Attention output of a single query per group, `softmax(query @ keys) @ values`; the query carries the scale.
+
+    On a CPU the softmax is written out: for one query the fused kernel spends longer on preparing its blocks than two
+    batched products take.
+
+    Args:
+        query: (G, 1, head_dim), G counting every head of every example; already scaled.
+        keys: (G, head_dim, S), transposed.
+        values: (G, S, head_dim).
+        implementation: "eager" writes the softmax out everywhere.
+
+    Returns:
+        (G, 1, head_dim).
+    """
+    if implementation == "eager" or query.device.type == "cpu":
+        return torch.bmm(torch.bmm(query, keys).softmax(dim=-1), values)
+    # The fused kernels of accelerators want four axes.
+    return F.scaled_dot_product_attention(query[None], keys.transpose(1, 2)[None], values[None], scale=1.0)[0]

@@ -45,24 +45,13 @@ def decode_autoregressively(
         generator: source of randomness. One number is drawn per position and shared by the batch, so an image's result
             depends on the seed alone, not on its neighbours.
     """
-    cache = decoder.start_cache(memory, len(grammar))
-    positions = decoder.position_embeddings[task_id]
-    draws = _uniform_draws(len(grammar), memory.device, generator) if top_p > 0 else None
-    inputs = decoder.task_embeddings[task_id].expand(len(memory), -1)
-    chosen, step_logits = [], []
-    for position, step in enumerate(grammar):
-        hidden = decoder.step(inputs + positions[position], cache, position)
-        logits = _step_logits(decoder, hidden, step)
-        allowed = logits[:, : step.allowed.size]
-        if step.sampled and draws is not None:
-            choice = nucleus_choice(allowed, top_p, draws[position])
-        else:
-            choice = allowed.argmax(dim=-1)
-        embeddings = decoder.token_embeddings[step.allowed.rows]
-        inputs = allowed.softmax(dim=-1) @ embeddings if step.soft else embeddings[choice]
-        chosen.append(step.allowed.to_ids(choice))
-        step_logits.append(logits)
-    return DecodedTokens(torch.stack(chosen, dim=1), step_logits)
+    # Autocast would convert every weight anew at every step; autograd's bookkeeping takes a twentieth of the time.
+    with torch.inference_mode(), torch.autocast(memory.device.type, enabled=False):
+        memory = memory.to(decoder.token_embeddings.dtype)
+        chosen, step_logits = _decode_steps(decoder, memory, task_id, grammar, top_p, generator)
+    # Copies, because autograd refuses tensors made in inference mode.
+    with torch.no_grad():
+        return DecodedTokens(torch.stack(chosen, dim=1), [logits.clone() for logits in step_logits])
 
 
 def decode_in_parallel(
@@ -106,12 +95,58 @@ def nucleus_choice(logits: Tensor, top_p: float, draw: Tensor) -> Tensor:
     return order.gather(1, rank.clamp(max=logits.shape[-1] - 1)).squeeze(1)
 
 
-def _step_logits(decoder: AiTTokenDecoder, hidden: Tensor, step: TokenStep) -> Tensor:
-    """Logits (B, allowed [+ 1]) of hidden states (B, d)."""
-    logits = decoder.logits(hidden, step.allowed.rows)
-    if step.rival is None:
-        return logits
-    return torch.cat((logits, decoder.logits(hidden, slice(step.rival, step.rival + 1))), dim=-1)
+@dataclass(frozen=True, slots=True)
+class _StepRows:
+    """The vocabulary rows of one kind of position, looked up once per run.
+
+    Args:
+        embeddings: (allowed, d), what may be fed back.
+        matrix: (d, allowed [+ 1]), the output projection; a rival's column stands last.
+        bias: (allowed [+ 1],).
+    """
+
+    embeddings: Tensor
+    matrix: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, decoder: AiTTokenDecoder, step: TokenStep) -> "_StepRows":
+        embeddings, bias = decoder.token_embeddings[step.allowed.rows], decoder.output_bias[step.allowed.rows]
+        if step.rival is None:
+            return cls(embeddings, embeddings.T, bias)
+        rival = slice(step.rival, step.rival + 1)
+        rows = torch.cat((embeddings, decoder.token_embeddings[rival]))
+        return cls(embeddings, rows.T, torch.cat((bias, decoder.output_bias[rival])))
+
+
+def _decode_steps(
+    decoder: AiTTokenDecoder,
+    memory: Tensor,
+    task_id: int,
+    grammar: Sequence[TokenStep],
+    top_p: float,
+    generator: torch.Generator | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The loop of `decode_autoregressively`: per position chosen ids and logits. It never waits for the device."""
+    cache = decoder.start_cache(memory, len(grammar))
+    rows = {step: _StepRows.of(decoder, step) for step in set(grammar)}
+    positions = decoder.position_embeddings[task_id, : len(grammar)].unbind()
+    draws = _uniform_draws(len(grammar), memory.device, generator) if top_p > 0 else None
+    inputs = decoder.task_embeddings[task_id].expand(len(memory), -1)
+    chosen, step_logits = [], []
+    for position, step in enumerate(grammar):
+        hidden = decoder.step(inputs + positions[position], cache, position)
+        embeddings, matrix, bias = rows[step].embeddings, rows[step].matrix, rows[step].bias
+        logits = torch.addmm(bias, hidden, matrix)
+        allowed = logits[:, : len(embeddings)]
+        if step.sampled and draws is not None:
+            choice = nucleus_choice(allowed, top_p, draws[position])
+        else:
+            choice = allowed.argmax(dim=-1)
+        inputs = allowed.softmax(dim=-1) @ embeddings if step.soft else embeddings[choice]
+        chosen.append(step.allowed.to_ids(choice))
+        step_logits.append(logits)
+    return chosen, step_logits
 
 
 def _uniform_draws(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:

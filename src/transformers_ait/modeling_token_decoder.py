@@ -1,16 +1,18 @@
 """Transformer encoder over a backbone map, and the causal token decoder with its caches. Blind to tasks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention_ait import attend
+from .attention_ait import attend, attend_once
 from .configuration_token_decoder import AiTTokenDecoderConfig
+
+SQRT_HALF = 0.5**0.5
 
 
 def sine_table(size: int, width: int) -> Tensor:
@@ -29,17 +31,127 @@ def sine_table(size: int, width: int) -> Tensor:
     return torch.cat((y, x), dim=-1).reshape(size * size, width)
 
 
-@dataclass
-class DecoderCache:
-    """Keys and values of one decoding run.
+class AffineWeights(NamedTuple):
+    """Weight (in, out), transposed as `torch.addmm` takes it, and bias (out,) of a linear layer."""
+
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, layer: nn.Module, scale: float = 1.0) -> "AffineWeights":
+        """Views of a layer's parameters; copies where the output is to be scaled."""
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(
+                f"Decoding step by step needs nn.Linear layers in the decoder, got {type(layer).__name__}. Merge "
+                "adapters into the weights first."
+            )
+        weight, bias = layer.weight.T, layer.bias
+        return cls(weight, bias) if scale == 1 else cls(weight * scale, bias * scale)
+
+    @classmethod
+    def side_by_side(cls, layers: Sequence["AffineWeights"]) -> "AffineWeights":
+        """One layer whose output is the concatenation of the layers' outputs."""
+        return cls(torch.cat([layer.weight.T for layer in layers]).T, torch.cat([layer.bias for layer in layers]))
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The layer's output (B, out) for x (B, in)."""
+        return torch.addmm(self.bias, x, self.weight)
+
+    def add_to(self, x: Tensor, update: Tensor) -> Tensor:
+        """Add the layer's output for `update` (B, in) to x (B, out), in place."""
+        return x.addmm_(update, self.weight).add_(self.bias)
+
+
+class NormWeights(NamedTuple):
+    """Parameters of a LayerNorm."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, norm: nn.LayerNorm) -> "NormWeights":
+        """Views of a LayerNorm's parameters."""
+        return cls(norm.weight, norm.bias, norm.eps)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Normalise x (B, d) over its last axis."""
+        return torch.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+@dataclass(slots=True)
+class DecodingBlock:
+    """A decoder block during one decoding run: its weights as a step uses them, and keys and values.
+
+    A step's products take microseconds each, so finding weights through modules, three products for query, key and
+    value instead of one, and temporary tensors cost nearly as much again. G counts every head of every example.
 
     Args:
-        cross: per layer, keys and values of the memory, (B, heads, N, head_dim) each; computed once.
-        past: per layer, keys and values of past positions, (B, heads, max_length, head_dim) each; filled in place.
+        norms: the three LayerNorms.
+        query_key_value: the self-attention's three projections side by side, the query's scaled by head_dim^-0.5.
+        self_projection: output projection of the self-attention.
+        cross_query: query projection of the cross-attention, scaled likewise.
+        cross_projection: output projection of the cross-attention.
+        expand: first layer of the feed-forward network.
+        contract: second layer of the feed-forward network.
+        memory_keys: (G, head_dim, N), transposed; computed once.
+        memory_values: (G, N, head_dim); computed once.
+        past: keys and values of past positions, (2, G, max_length, head_dim); filled in place.
+        implementation: attention implementation, see `attend_once`.
     """
 
-    cross: list[tuple[Tensor, Tensor]]
-    past: list[tuple[Tensor, Tensor]]
+    norms: tuple[NormWeights, NormWeights, NormWeights]
+    query_key_value: AffineWeights
+    self_projection: AffineWeights
+    cross_query: AffineWeights
+    cross_projection: AffineWeights
+    expand: AffineWeights
+    contract: AffineWeights
+    memory_keys: Tensor
+    memory_values: Tensor
+    past: Tensor
+    implementation: str | None
+
+    def step(self, x: Tensor, position: int) -> Tensor:
+        """The block's output (B, d) at one position for its input x (B, d), which it overwrites."""
+        attended = self._attend_to_past(self.norms[0].apply(x), position)
+        x = self.self_projection.add_to(x, attended)
+        query = self.cross_query.apply(self.norms[1].apply(x)).view(len(self.memory_keys), 1, -1)
+        attended = attend_once(query, self.memory_keys, self.memory_values, self.implementation)
+        x = self.cross_projection.add_to(x, attended.view(x.shape))
+        return self._add_feed_forward(x, self.norms[2].apply(x))
+
+    def _attend_to_past(self, normalized: Tensor, position: int) -> Tensor:
+        """Append the position's key and value to the past; the attention output (B, d)."""
+        groups, head_dim = self.past.shape[1], self.past.shape[3]
+        projected = self.query_key_value.apply(normalized).view(len(normalized), 3, -1)
+        projected = projected.transpose(0, 1).reshape(3, groups, head_dim)
+        self.past.select(2, position).copy_(projected.narrow(0, 1, 2))
+        keys, values = self.past.narrow(2, 0, position + 1).unbind()
+        query = projected.narrow(0, 0, 1).transpose(0, 1)
+        return attend_once(query, keys.transpose(1, 2), values, self.implementation).view(normalized.shape)
+
+    def _add_feed_forward(self, x: Tensor, normalized: Tensor) -> Tensor:
+        """Add the feed-forward network's output, with gelu(h) = s (u + u erf(u)) for u = s h and s = sqrt(1/2).
+
+        Both factors ride on the matrix products, and two elementwise kernels take a third of F.gelu's time, which
+        looks up a oneDNN primitive at every call.
+        """
+        u = torch.addmm(self.expand.bias, normalized, self.expand.weight, beta=SQRT_HALF, alpha=SQRT_HALF)
+        return x.addmm_(torch.addcmul(u, u, u.erf()), self.contract.weight, alpha=SQRT_HALF).add_(self.contract.bias)
+
+
+@dataclass
+class DecoderCache:
+    """State of one decoding run, made by `AiTTokenDecoder.start_cache`; stale once a weight changes.
+
+    Args:
+        blocks: one entry per decoder block.
+        norm: the last LayerNorm.
+    """
+
+    blocks: list[DecodingBlock]
+    norm: NormWeights
 
 
 class AiTAttention(nn.Module):
@@ -162,14 +274,26 @@ class AiTDecoderBlock(GradientCheckpointingLayer):
         attended = self.self_attention(normalized, self.self_attention.keys_values(normalized), causal=True)
         return self._after_self_attention(x, attended, self.memory_keys_values(memory))
 
-    def step(self, x: Tensor, cross: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor], position: int) -> Tensor:
-        """One position (B, 1, d), given the memory's and the past's keys and values; extends the past in place."""
-        normalized = self.norm1(x)
-        new = self.self_attention.keys_values(normalized)
-        for cache, entry in zip(past, new, strict=True):
-            cache[:, :, position : position + 1] = entry
-        seen = (past[0][:, :, : position + 1], past[1][:, :, : position + 1])
-        return self._after_self_attention(x, self.self_attention(normalized, seen), cross)
+    def start(self, memory: Tensor, max_length: int) -> DecodingBlock:
+        """The block for a decoding run of at most `max_length` steps over a memory (B, N, d)."""
+        own, cross = self.self_attention, self.cross_attention
+        keys, values = (x.flatten(0, 1).contiguous() for x in self.memory_keys_values(memory))
+        groups, _, head_dim = keys.shape
+        scale = head_dim**-0.5
+        projections = (AffineWeights.of(own.query, scale), AffineWeights.of(own.key), AffineWeights.of(own.value))
+        return DecodingBlock(
+            norms=(NormWeights.of(self.norm1), NormWeights.of(self.norm2), NormWeights.of(self.norm3)),
+            query_key_value=AffineWeights.side_by_side(projections),
+            self_projection=AffineWeights.of(own.projection),
+            cross_query=AffineWeights.of(cross.query, scale),
+            cross_projection=AffineWeights.of(cross.projection),
+            expand=AffineWeights.of(self.mlp.fc1),
+            contract=AffineWeights.of(self.mlp.fc2),
+            memory_keys=keys.transpose(1, 2),
+            memory_values=values,
+            past=memory.new_empty(2, groups, max_length, head_dim),
+            implementation=cross.config._attn_implementation,
+        )
 
     def _after_self_attention(self, x: Tensor, attended: Tensor, cross: tuple[Tensor, Tensor]) -> Tensor:
         x = x + self.drop_path(self.drop(attended))
@@ -222,19 +346,23 @@ class AiTTokenDecoder(nn.Module):
         """Logits (..., len(rows)) of hidden states (..., d); only the asked-for vocabulary rows are multiplied."""
         return hidden @ self.token_embeddings[rows].T + self.output_bias[rows]
 
+    @torch.no_grad()
     def start_cache(self, memory: Tensor, max_length: int) -> DecoderCache:
-        """Cache of a decoding run of at most `max_length` steps over a memory (B, N, d)."""
-        cross = [block.memory_keys_values(memory) for block in self._blocks()]
-        batch, heads, _, head_dim = cross[0][0].shape
-        shape = (batch, heads, max_length, head_dim)
-        return DecoderCache(cross, [(memory.new_empty(shape), memory.new_empty(shape)) for _ in self.blocks])
+        """Cache of a decoding run of at most `max_length` steps over a memory (B, N, d).
 
+        Raises:
+            TypeError: a linear layer of a block has been replaced by something else.
+        """
+        blocks = [block.start(memory, max_length) for block in self._blocks()]
+        return DecoderCache(blocks, NormWeights.of(self.norm))
+
+    @torch.no_grad()
     def step(self, inputs: Tensor, cache: DecoderCache, position: int) -> Tensor:
-        """Hidden state (B, d) of the decoder input (B, d) at `position`, extending the cache."""
-        x = self.drop(inputs.unsqueeze(1))
-        for block, cross, past in zip(self._blocks(), cache.cross, cache.past, strict=True):
-            x = block.step(x, cross, past, position)
-        return self.norm(x).squeeze(1)
+        """Hidden state (B, d) of the decoder input (B, d) at `position`, extending the cache; nothing is dropped."""
+        x = inputs.clone()
+        for block in cache.blocks:
+            x = block.step(x, position)
+        return cache.norm.apply(x)
 
     def _blocks(self) -> Iterator[AiTDecoderBlock]:
         return cast(Iterator[AiTDecoderBlock], iter(self.blocks))
