@@ -69,7 +69,7 @@ def instance_tiles(frame: RoomFrame) -> list[list[Tile]]:
     boxes = torch.tensor([item.box for item in frame.objects], dtype=torch.float32)
     sample = {
         "image": tv_tensors.Image(torch.from_numpy(frame.image).permute(2, 0, 1)),
-        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=masks.shape[1:]),  # type: ignore[call-overload]
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=masks.shape[1:]),
         "masks": tv_tensors.Mask(masks),
         "labels": torch.arange(len(masks)),
     }

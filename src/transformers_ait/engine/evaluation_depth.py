@@ -3,7 +3,9 @@
 import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -87,13 +89,16 @@ class DepthEvaluation:
         model = AiTForDenseAndInstancePrediction.from_pretrained(checkpoint.folder).eval().to(device)
         processor = find_processor(checkpoint, AiTDepthImageProcessor)
         for label, switches in token_modes(config, self.settings.soft_only):
-            yield label, lambda indices, switches=switches: self._predict(model, processor, switches, indices)
+            yield label, partial(self._predict, model, processor, switches)
 
     def constants(self) -> Iterator[tuple[str, Predict]]:
         """Two predictions that know no image: the mean and the median of all valid true depths."""
         counts = self._count_depths()
         for label, metres in (("constant", _mean(counts)), ("constant, median", _median(counts))):
-            yield label, lambda indices, metres=metres: [torch.full_like(x, metres) for x in self._truths(indices)]
+            yield label, partial(self._everywhere, metres)
+
+    def _everywhere(self, metres: float, indices: list[int]) -> list[Tensor]:
+        return [torch.full_like(truth, metres) for truth in self._truths(indices)]
 
     def measure(self, predict: Predict, name: str) -> list[dict[str, float]]:
         """The nine metrics of every row, all NaN where a row has no valid pixel."""
@@ -136,7 +141,7 @@ class DepthEvaluation:
         self,
         model: AiTForDenseAndInstancePrediction,
         processor: AiTDepthImageProcessor,
-        switches: dict[str, bool],
+        switches: dict[str, Any],
         indices: list[int],
     ) -> list[Tensor]:
         """Windows and flips as the image processor defines them."""

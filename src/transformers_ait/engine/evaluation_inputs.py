@@ -160,7 +160,7 @@ def _choose_task(folder: Path, config: AiTConfig | AiTVQVAEConfig, task: str | N
     if isinstance(config, AiTVQVAEConfig):
         known = ["depth" if config.ignore_zero else "instance"]
     else:
-        known = list(dict.fromkeys([config.default_task, *config.tasks]))
+        known = list(dict.fromkeys([str(config.default_task), *config.tasks]))
     if task not in (None, *known):
         raise EvaluationError(f"task must be one of {known}, which {folder} does; got {task!r}.")
     asked = known if task is None else [task]

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,8 @@ class ObjectEvaluation:
         Raises:
             EvaluationError: no name in common.
         """
-        names = [str(checkpoint.config.id2label[index]) for index in range(len(checkpoint.config.id2label))]
+        id2label: dict[Any, str] = dict(checkpoint.config.id2label or {})
+        names = [str(id2label[index]) for index in range(len(id2label))]
         try:
             return match_classes(names, self.rows.class_names)
         except EvaluationError as error:
@@ -158,7 +159,7 @@ class ObjectEvaluation:
         modes = detection if checkpoint.task == "detection" else token_modes(config, self.settings.soft_only)
         for label, switches in modes:
             arguments = {"task": checkpoint.task, **switches}
-            yield label, lambda indices, given=arguments: self._predict(model, processor, to_data, given, indices)
+            yield label, partial(self._predict, model, processor, to_data, arguments)
 
     def iou_types(self, checkpoint: Checkpoint) -> tuple[str, ...]:
         """What is measured of a checkpoint."""
@@ -241,7 +242,7 @@ class ObjectEvaluation:
         generator = torch.Generator().manual_seed(NUCLEUS_SEED)
         outputs = model.generate(pixel_values, generator=generator, **arguments)
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        identity = {number: number for number in range(model.config.num_labels)}
+        identity = {number: number for number in range(len(model.config.id2label or {}))}
         results = processor.post_process_coco(outputs, indices, identity, sizes)
         known = [entry for entry in results if entry["category_id"] in to_data]
         return _by_row([entry | {"category_id": to_data[entry["category_id"]]} for entry in known], indices)

@@ -88,7 +88,8 @@ class InstanceRows:
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of an image."""
         if ("image", index) in self._decoded:
-            return self._decoded["image", index].shape[:2]  # type: ignore[return-value]
+            height, width = self._decoded["image", index].shape[:2]
+            return height, width
         picture = self.pictures["image"][index]["image"]
         return picture.height, picture.width
 
@@ -195,7 +196,8 @@ class StreamedInstanceRows(InstanceRows):
 
     def size(self, index: Any) -> tuple[int, int]:
         """Height and width of an image."""
-        return self._picture("image", index).shape[:2]  # type: ignore[return-value]
+        height, width = self._picture("image", index).shape[:2]
+        return height, width
 
     def index_objects(self) -> list[tuple[int, int]]:
         """Not possible: objects of a stream have no numbers."""

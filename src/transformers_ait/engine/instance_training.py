@@ -73,7 +73,7 @@ class InstanceTask:
         objects = self.train_rows.objects(index)
         image = self.train_rows.image(index)
         height, width = image.shape[1:]
-        boxes = tv_tensors.BoundingBoxes(objects.boxes, format="XYXY", canvas_size=(height, width))  # type: ignore[call-overload]
+        boxes = tv_tensors.BoundingBoxes(objects.boxes, format="XYXY", canvas_size=(height, width))
         masks = tv_tensors.Mask(objects.masks)
         sample = {"image": tv_tensors.Image(image), "boxes": boxes, "masks": masks, "labels": objects.class_labels}
         moved = {name: value.as_subclass(Tensor) for name, value in self.transform(sample).items()}
@@ -140,10 +140,10 @@ class InstanceTask:
 
 def instance_image_processor(size: int, recipe: InstanceModelRecipe) -> AiTInstanceImageProcessor:
     """Image processor that prepares images as in training; without mean and standard deviation, ImageNet's."""
-    sizes = {"size": {"longest_edge": size}, "pad_size": {"height": size, "width": size}}
-    if recipe.image_mean is None or recipe.image_std is None:
-        return AiTInstanceImageProcessor(**sizes)
-    return AiTInstanceImageProcessor(**sizes, image_mean=recipe.image_mean, image_std=recipe.image_std)
+    settings: dict[str, Any] = {"size": {"longest_edge": size}, "pad_size": {"height": size, "width": size}}
+    if recipe.image_mean is not None and recipe.image_std is not None:
+        settings |= {"image_mean": recipe.image_mean, "image_std": recipe.image_std}
+    return AiTInstanceImageProcessor(**settings)
 
 
 def build_instance_model(recipe: InstanceModelRecipe, class_names: list[str]) -> AiTForDenseAndInstancePrediction:

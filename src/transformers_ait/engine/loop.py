@@ -338,7 +338,8 @@ class _Trainer:
         self.positions: dict[int, dict[str, int]] = {}
         self.log: RunLog | None = None
         if recipe.run.channels_last:
-            task.model.to(memory_format=torch.channels_last)
+            # transformers decorates `to` in a way that type checkers do not see through.
+            task.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         if recipe.run.activation_checkpointing:
             _checkpoint_activations(task.model)
         optim = recipe.optim

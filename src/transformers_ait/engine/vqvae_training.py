@@ -178,6 +178,7 @@ class VQVAEMaskTask(VQVAETask):
         entry, size = self.train_rows.annotations(row)[number], self.train_rows.size(row)
         where = f"Annotation {entry['id']} of row {row}"
         box = annotation_box(entry, size, where)
+        assert box is not None, "index_objects leaves objects without area out"
         crop = box_crop(annotation_mask(entry, size, where), box, self.config.image_size)
         if self.in_memory:
             self._crops[index] = (crop * 255).round().byte()
@@ -233,6 +234,12 @@ def train_vqvae(recipe: VQVAERecipe) -> Path:
     masks = recipe.maps == "masks"
     with accelerator.main_process_first():
         rows: Any = load_instance_rows(recipe.data) if masks else load_depth_pairs(recipe.data, resize_all=True)
+    train_rows, eval_rows = rows
     set_seed(recipe.run.seed)
-    task = (VQVAEMaskTask if masks else VQVAEDepthTask)(AiTVQVAEModel(config), *rows, recipe)
+    model = AiTVQVAEModel(config)
+    task: VQVAETask
+    if masks:
+        task = VQVAEMaskTask(model, train_rows, eval_rows, recipe)
+    else:
+        task = VQVAEDepthTask(model, train_rows, eval_rows, recipe)
     return train(task, recipe, accelerator)
