@@ -28,6 +28,13 @@ def test_benchmark_writes_a_report(script, tmp_path):
     assert deviations and max(deviations) < 1e-4
 
 
+def test_training_benchmark_weighs_and_counts(script, tmp_path):
+    output = script("benchmark_training.py", "--tiny", "--rounds", 1, "--output", tmp_path / "report.md")
+    assert "| training step |" in output and "of plain" in output and output.count("samples/s") == 2
+    row = next(line for line in output.splitlines() if line.startswith("| training step |") and "e-" in line)
+    assert float(row.split("|")[6]) < 1e-4
+
+
 def test_demo_draws_both_scenes(script, tmp_path):
     pytest.importorskip("skimage")
     output = script("demo.py", "--output", tmp_path / "demo.png")

@@ -91,6 +91,8 @@ def test_vqvae_run_leaves_what_it_promises(tokenizer):
     expected = {"recipe.yaml", LOG_FILE, "metrics.json", "model", "panels", "checkpoints"}
     assert expected <= names and not any(name.endswith(".tmp") for name in names)
     AiTVQVAEModel.from_pretrained(tokenizer / "model")
+    card = (tokenizer / "model" / "README.md").read_text()
+    assert "library_name: transformers" in card and "rmse" in card and str(tokenizer) not in card
     log = read_log(tokenizer / LOG_FILE)
     assert [line["step"] for line in log if line["split"] == "train"] == [1, 2]
     assert {"loss", "reconstruction", "commitment", "codes_used", "lr", "grad_norm"} <= log[0].keys()

@@ -283,6 +283,12 @@ def report(comparisons: list[Comparison], rounds: int) -> str:
     )
 
 
+def report_path(prefix: str = "") -> Path:
+    """Where a report goes: benchmarks/<prefix><hardware>-<threads>t-<date>.md."""
+    slug = "".join(c if c.isalnum() else "-" for c in hardware().lower()).replace("--", "-")
+    return Path("benchmarks") / f"{prefix}{slug}-{torch.get_num_threads()}t-{datetime.date.today()}.md"
+
+
 def main() -> None:
     """Parse arguments, run, write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -296,10 +302,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     text = report(run_comparisons(arguments.tiny, arguments.rounds), arguments.rounds)
-    output = arguments.output
-    if output is None:
-        slug = "".join(c if c.isalnum() else "-" for c in hardware().lower()).replace("--", "-")
-        output = Path("benchmarks") / f"{slug}-{torch.get_num_threads()}t-{datetime.date.today()}.md"
+    output = arguments.output or report_path()
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text)
     print(f"\n{text}\nWritten to {output}.")

@@ -1,17 +1,27 @@
 """Training checkpoints that are complete or absent, and from which a run goes on exactly where it was."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import nn
 
 MANIFEST = "manifest.json"
 _PREFIX = "step-"
+# Random states, schedule, progress and manifest, which are small whatever the model.
+_SMALL_FILES = 1 << 16
+
+
+class DiskFullError(OSError):
+    """A disk has no room for what a run writes; what it wrote before is untouched."""
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -19,7 +29,57 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> Path:
+def checkpoint_size(model: nn.Module) -> int:
+    """Bytes of a checkpoint, about: weights and buffers, and AdamW's two moving averages of all that is trained."""
+    stored = sum(x.numel() * x.element_size() for x in model.state_dict().values())
+    trained = sum(x.numel() * x.element_size() for x in model.parameters() if x.requires_grad)
+    return stored + 2 * trained + _SMALL_FILES
+
+
+def check_disk_space(folder: Path, needed: int, keep: int, accelerator: Accelerator) -> None:
+    """Check that checkpoints will fit, before training; the main process looks on behalf of all.
+
+    A disk that holds one, but not all that the run would keep and the one being written, is warned of.
+
+    Args:
+        folder: the run's folder of checkpoints; it need not exist.
+        needed: bytes of a checkpoint, as `checkpoint_size`.
+        keep: number of checkpoints that stay.
+        accelerator: the processes.
+
+    Raises:
+        DiskFullError: not even one fits.
+    """
+    problem = [_missing_space(folder, needed, keep) if accelerator.is_main_process else None]
+    message = broadcast_object_list(problem)[0]
+    if message is not None:
+        raise DiskFullError(errno.ENOSPC, message)
+
+
+@contextmanager
+def explain_full_disk(folder: Path, temporary: Path | None = None, needed: int = 0) -> Iterator[None]:
+    """Around the writing of files: when it fails, remove what is partial, and say so when the disk is full.
+
+    Args:
+        folder: a folder on the disk that is written to.
+        temporary: file or folder that is partial until the block ends; None if there is nothing to remove.
+        needed: bytes that the block writes, about; 0 if few.
+
+    Raises:
+        DiskFullError: the disk is full; other errors pass through.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Before the partial files go, since they are what filled the disk.
+        free, written = _free_bytes(folder), _size(temporary)
+        _remove(temporary)
+        if not _is_full(error, free, needed - written):
+            raise
+        raise DiskFullError(errno.ENOSPC, _full_message(folder, needed, free + written)) from error
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int, needed: int = 0) -> Path:
     """Save everything that `accelerator` prepared or registered, and drop the oldest checkpoints.
 
     The checkpoint is written beside its place and moved there when it is whole. Every process must call this.
@@ -29,22 +89,30 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
         folder: the run's folder of checkpoints.
         step: optimiser steps done.
         keep: number of the latest checkpoints to leave.
+        needed: bytes of a checkpoint, as `checkpoint_size`, for the error of a full disk; 0 if not known.
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        DiskFullError: the disk is full; the partial checkpoint is removed, those before it stay.
     """
     final = folder / f"{_PREFIX}{step:08d}"
     temporary = folder / f".{final.name}.tmp"
     if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        # Of any step: a run that was killed while it wrote may come by with another interval.
+        for partial in folder.glob(f".{_PREFIX}*"):
+            shutil.rmtree(partial, ignore_errors=True)
+        with explain_full_disk(folder, temporary, needed):
+            temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
+    # A process that fails ends alone; its launcher then ends the others, which wait for it.
+    with explain_full_disk(folder, temporary, needed):
+        accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        files = {path.name: _digest(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
-        manifest = {"num_processes": accelerator.num_processes, "files": files}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        with explain_full_disk(folder, temporary, needed):
+            _write_manifest(temporary, accelerator.num_processes)
         replace_folder(temporary, final)
         for old in _checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
@@ -93,8 +161,16 @@ def replace_folder(temporary: Path, final: Path) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Write a text file so that it is never seen half-written."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
+    with explain_full_disk(path.parent, temporary):
+        temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def _write_manifest(checkpoint: Path, processes: int) -> None:
+    """Name every file with its digest, by its path below the checkpoint."""
+    paths = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    files = {path.relative_to(checkpoint).as_posix(): _digest(path) for path in paths}
+    (checkpoint / MANIFEST).write_text(json.dumps({"num_processes": processes, "files": files}, indent=1))
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -123,3 +199,64 @@ def _digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _missing_space(folder: Path, needed: int, keep: int) -> str | None:
+    """What is wrong when one checkpoint does not fit; a warning when one fits, but not all."""
+    free = _free_bytes(folder)
+    if free < needed:
+        return _full_message(folder, needed, free)
+    rest = max(keep + 1 - len(_checkpoints(folder)), 1)
+    if free < rest * needed:
+        warnings.warn(
+            f"{_readable(free)} are free for {folder}, but {rest} more checkpoints of about {_readable(needed)} each "
+            f"may lie there at once. Lower run.keep_checkpoints ({keep}), or choose a run.output on another disk.",
+            stacklevel=2,
+        )
+    return None
+
+
+def _full_message(folder: Path, needed: int, free: int) -> str:
+    kept = _checkpoints(folder)
+    return (
+        f"The disk of {folder} is full: "
+        + (f"a checkpoint needs about {_readable(needed)}, " if needed else "")
+        + f"{_readable(free)} are free. "
+        + (f"The checkpoints up to {kept[-1].name} are whole. " if kept else "")
+        + "Free space there, lower run.keep_checkpoints, or choose a run.output on another disk (move the run's folder "
+        "there to go on with it by --run.resume true)."
+    )
+
+
+def _is_full(error: Exception, free: int, missing: int) -> bool:
+    """Whether a full disk or quota is why writing failed; torch and safetensors raise errors of their own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left" in str(error) or "quota exceeded" in str(error) or free < missing
+
+
+def _free_bytes(folder: Path) -> int:
+    """Bytes free on the disk of a folder, which need not exist."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _size(path: Path | None) -> int:
+    if path is None or not path.exists():
+        return 0
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+
+
+def _remove(path: Path | None) -> None:
+    if path is not None and path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path is not None:
+        path.unlink(missing_ok=True)
+
+
+def _readable(count: int) -> str:
+    """Bytes as text with a unit."""
+    for power, unit in ((30, "GiB"), (20, "MiB")):
+        if count >= 1 << power:
+            return f"{count / (1 << power):.1f} {unit}"
+    return f"{max(count, 0) / 1024:.0f} KiB"

@@ -1,6 +1,7 @@
 """Training of the task-solver for depth."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 from transformers import PreTrainedModel
 
 from ..configuration_ait import AiTConfig
@@ -56,15 +58,18 @@ class DepthTask:
         chances = recipe.augmentation
         self.transform = depth_training_transform(size, chances.strip, chances.flip, chances.colour)
 
-    def sample(self, index: int) -> Sample:
+    @property
+    def eval_counts(self) -> dict[str, int]:
+        """Rows of evaluation data by the recipe's section."""
+        return {"data": self.num_eval}
+
+    def sample(self, index: Any) -> Sample:
         """Augmented image (3, S, S), normalised as the image processor does, and depth (S, S) metres."""
-        image = tv_tensors.Image(self.train_rows.image(index).float() / 255)
-        image, depth = self.transform(image, tv_tensors.Mask(self.train_rows.depth(index)))
-        pixel_values = image.as_subclass(Tensor)
+        sample = augmented_depth_sample(self.train_rows, index, self.transform)
         if self.processor.do_normalize:
             mean, std = (torch.tensor(x)[:, None, None] for x in (self.processor.image_mean, self.processor.image_std))
-            pixel_values = (pixel_values - mean) / std
-        return {"pixel_values": pixel_values, "depth_labels": depth.as_subclass(Tensor)[0]}
+            sample["pixel_values"] = (sample["pixel_values"] - mean) / std
+        return sample
 
     def collate(self, samples: list[Sample]) -> Sample:
         """Stack samples."""
@@ -107,6 +112,19 @@ class DepthTask:
         """Model and image processor, as `from_pretrained` and the depth pipeline read them."""
         save_task_solver(model, state_dict, self.save_dtype, folder)
         self.processor.save_pretrained(folder)
+
+
+def augmented_depth_sample(rows: DepthPairs, index: Any, transform: v2.Compose) -> Sample:
+    """Image (3, S, S) in [0, 1] as `pixel_values` and metres (S, S) as `depth_labels`, augmented.
+
+    Args:
+        rows: training data.
+        index: number of a row, or a row of a stream.
+        transform: of `depth_training_transform`.
+    """
+    image = tv_tensors.Image(rows.image(index).float() / 255)
+    image, depth = transform(image, tv_tensors.Mask(rows.depth(index)))
+    return {"pixel_values": image.as_subclass(Tensor), "depth_labels": depth.as_subclass(Tensor)[0]}
 
 
 def _image_processor(size: int, recipe: DepthModelRecipe) -> AiTDepthImageProcessor:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 from transformers import PreTrainedModel
 
 from ..configuration_ait import AiTConfig
@@ -68,26 +69,20 @@ class InstanceTask:
         self.transform = instance_training_transform(self.size, recipe.augmentation.scale, recipe.augmentation.flip)
         self.needed = ("boxes", "class_labels", "masks") if task == "instance" else ("boxes", "class_labels")
 
-    def sample(self, index: int) -> Sample:
+    @property
+    def eval_counts(self) -> dict[str, int]:
+        """Rows of evaluation data by the recipe's section."""
+        return {"data": self.num_eval}
+
+    def sample(self, index: Any) -> Sample:
         """Augmented image (3, S, S), normalised and padded, and its objects in its pixels."""
-        objects = self.train_rows.objects(index)
-        image = self.train_rows.image(index)
-        height, width = image.shape[1:]
-        boxes = tv_tensors.BoundingBoxes(objects.boxes, format="XYXY", canvas_size=(height, width))
-        masks = tv_tensors.Mask(objects.masks)
-        sample = {"image": tv_tensors.Image(image), "boxes": boxes, "masks": masks, "labels": objects.class_labels}
-        moved = {name: value.as_subclass(Tensor) for name, value in self.transform(sample).items()}
-        height, width = moved["image"].shape[1:]
-        padding = (0, self.size - width, 0, self.size - height)
-        labels = {
-            "boxes": moved["boxes"].float(),
-            "class_labels": moved["labels"],
-            "masks": F.pad(moved["masks"], padding),
-        }
+        image, labels = augmented_instance_sample(self.train_rows, index, self.size, self.transform)
+        height, width = labels["image_size"]
+        pixel_values = (image / 255 - self.mean) / self.std
+        wanted = {name: labels[name] for name in (*self.needed, "image_size")}
         return {
-            "pixel_values": F.pad((moved["image"] / 255 - self.mean) / self.std, padding),
-            "instance_labels": {name: labels[name] for name in self.needed}
-            | {"image_size": (height, width), "seed": int(torch.randint(2**62, ()))},
+            "pixel_values": F.pad(pixel_values, (0, self.size - width, 0, self.size - height)),
+            "instance_labels": wanted | {"seed": int(torch.randint(2**62, ()))},
         }
 
     def collate(self, samples: list[Sample]) -> Sample:
@@ -136,6 +131,33 @@ class InstanceTask:
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         identity = {number: number for number in range(len(self.eval_rows.class_names))}
         return self.processor.post_process_coco(outputs, indices, identity, sizes)
+
+
+def augmented_instance_sample(
+    rows: InstanceRows, index: Any, size: int, transform: v2.Compose
+) -> tuple[Tensor, dict[str, Any]]:
+    """Augmented image (3, h, w) uint8 and its labels as the model takes them, masks padded to (N, size, size).
+
+    Args:
+        rows: training data.
+        index: number of a row, or a row of a stream.
+        size: side of the model's input.
+        transform: of `instance_training_transform`.
+    """
+    objects, image = rows.objects(index), rows.image(index)
+    height, width = image.shape[1:]
+    boxes = tv_tensors.BoundingBoxes(objects.boxes, format="XYXY", canvas_size=(height, width))
+    masks = tv_tensors.Mask(objects.masks)
+    sample = {"image": tv_tensors.Image(image), "boxes": boxes, "masks": masks, "labels": objects.class_labels}
+    moved = {name: value.as_subclass(Tensor) for name, value in transform(sample).items()}
+    height, width = moved["image"].shape[1:]
+    labels = {
+        "boxes": moved["boxes"].float(),
+        "class_labels": moved["labels"],
+        "masks": F.pad(moved["masks"], (0, size - width, 0, size - height)),
+        "image_size": (height, width),
+    }
+    return moved["image"], labels
 
 
 def instance_image_processor(size: int, recipe: InstanceModelRecipe) -> AiTInstanceImageProcessor:

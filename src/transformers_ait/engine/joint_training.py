@@ -57,6 +57,11 @@ class JointTask:
         # An epoch is a pass over the images with objects, the depth images of its steps included.
         self.num_rows = -(-instance.num_rows * images // instances)
 
+    @property
+    def eval_counts(self) -> dict[str, int]:
+        """Rows of evaluation data by the recipe's section."""
+        return {"instance_data": self.instance.num_eval, "depth_data": self.depth.num_eval}
+
     def sample(self, index: int) -> Sample:
         """A sample of instances, or of depth for indices that follow the last row of instances."""
         rows = self.instance.num_rows

@@ -21,13 +21,17 @@ from transformers import PreTrainedModel
 from .. import optimization
 from ..distributed_ait import mean_over_processes
 from .checkpoints import (
+    check_disk_space,
+    checkpoint_size,
     checkpoint_step,
+    explain_full_disk,
     latest_checkpoint_for_all,
     load_checkpoint,
     replace_folder,
     replace_text,
     save_checkpoint,
 )
+from .model_card import run_facts, write_model_card
 from .recipes import OptimRecipe, RecipeError, RunRecipe, ScheduleRecipe, build_recipe, recipe_dict
 from .reporting import RunLog
 from .sampling import MicroBatchSampler, Sample, SampleKey, SeededSamples
@@ -69,6 +73,11 @@ class TrainingTask(Protocol):
     @property
     def stream(self) -> RowStream | None:
         """Training data to read in order, None where rows have numbers."""
+        ...
+
+    @property
+    def eval_counts(self) -> dict[str, int]:
+        """Rows of evaluation data by the recipe's section."""
         ...
 
     def sample(self, index: Any) -> Sample:
@@ -310,11 +319,15 @@ def train(task: TrainingTask, recipe: Any, accelerator: Accelerator, make_sample
         The folder of the trained model.
 
     Raises:
+        DiskFullError: not even one checkpoint fits on the disk, or it fills up.
         FileExistsError: as `check_run_folder`.
         RecipeError: as `check_run_folder`.
         FloatingPointError: the loss is not finite.
     """
     checkpoint = check_run_folder(recipe, accelerator)
+    check_disk_space(
+        Path(recipe.run.output) / "checkpoints", checkpoint_size(task.model), recipe.run.keep_checkpoints, accelerator
+    )
     trainer = _Trainer(task, recipe, accelerator, make_sampler)
     accelerator.wait_for_everyone()
     trainer.start(checkpoint)
@@ -342,10 +355,11 @@ class _Trainer:
             task.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         if recipe.run.activation_checkpointing:
             _checkpoint_activations(task.model)
+        self.checkpoint_size = checkpoint_size(task.model)
         optim = recipe.optim
         lr = learning_rate(optim, recipe.run)
         groups = optimization.parameter_groups(task.model, lr, optim.weight_decay, optim.layer_decay)
-        optimizer = torch.optim.AdamW(groups, betas=tuple(optim.betas))
+        optimizer = torch.optim.AdamW(groups, betas=tuple(optim.betas), fused=True)
         scheduler = optimization.make_scheduler(optimizer, make_schedule(optim.schedule, self.steps))
         self.model, self.optimizer, self.scheduler = accelerator.prepare(task.model, optimizer, scheduler)
         accelerator.register_for_checkpointing(self.progress)
@@ -379,7 +393,9 @@ class _Trainer:
             if step % run.checkpoint_every == 0 or step == self.steps:
                 self.progress.synchronize()
                 self.progress.positions = gather_object([self.positions])
-                save_checkpoint(self.accelerator, self.folder / "checkpoints", step, run.keep_checkpoints)
+                save_checkpoint(
+                    self.accelerator, self.folder / "checkpoints", step, run.keep_checkpoints, self.checkpoint_size
+                )
         bar.close()
 
     def finish(self) -> Path:
@@ -389,7 +405,11 @@ class _Trainer:
         state_dict = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
-            self.task.save(self.accelerator.unwrap_model(self.model), state_dict, temporary)
+            model = self.accelerator.unwrap_model(self.model)
+            with explain_full_disk(self.folder, temporary, self.checkpoint_size):
+                self.task.save(model, state_dict, temporary)
+                facts = run_facts(self.accelerator, self.progress.step, self.progress.metrics, self.task.eval_counts)
+                write_model_card(temporary, model, self.recipe, facts)
             replace_folder(temporary, final)
             metrics = {"step": self.progress.step, **self.progress.metrics}
             replace_text(self.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")

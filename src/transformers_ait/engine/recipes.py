@@ -21,6 +21,8 @@ from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDa
 from transformers import PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
+from .checkpoints import DiskFullError
+
 Recipe = TypeVar("Recipe")
 Config = TypeVar("Config", bound=PreTrainedConfig)
 MISSING_VALUE = "???"
@@ -492,7 +494,7 @@ def run_from_command_line(recipe_class: type[Recipe], run: Callable[[Recipe], An
     disable_progress_bar()
     try:
         run(load_recipe(recipe_class, arguments))
-    except (RecipeError, FileNotFoundError, FileExistsError) as error:
+    except (RecipeError, DiskFullError, FileNotFoundError, FileExistsError) as error:
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 

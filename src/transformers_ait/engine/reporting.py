@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .checkpoints import replace_text
+from .checkpoints import explain_full_disk, replace_text
 
 LOG_FILE = "log.jsonl"
 
@@ -32,19 +32,28 @@ class RunLog:
         self.tensorboard = _tensorboard(folder / "tensorboard", start)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Add one line and one TensorBoard point per value."""
-        with self.path.open("a") as file:
+        """Add one line and one TensorBoard point per value.
+
+        Raises:
+            DiskFullError: the disk is full; a line that was cut off is dropped when the run goes on.
+        """
+        with explain_full_disk(self.folder), self.path.open("a") as file:
             file.write(_format({"step": step, "split": split, **values}))
         if self.tensorboard is not None:
             for name, value in values.items():
                 self.tensorboard.add_scalar(f"{split}/{name}", value, step)
 
     def picture(self, step: int, picture: Image.Image) -> None:
-        """Save an evaluation picture as `panels/step-N.png`."""
+        """Save an evaluation picture as `panels/step-N.png`.
+
+        Raises:
+            DiskFullError: the disk is full.
+        """
         path = self.folder / "panels" / f"step-{step:08d}.png"
-        path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(f".{path.name}")
-        picture.save(temporary, "PNG")
+        with explain_full_disk(self.folder, temporary):
+            path.parent.mkdir(exist_ok=True)
+            picture.save(temporary, "PNG")
         os.replace(temporary, path)
         if self.tensorboard is not None:
             self.tensorboard.add_image("panel", np.asarray(picture), step, dataformats="HWC")

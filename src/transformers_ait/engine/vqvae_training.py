@@ -54,6 +54,11 @@ class VQVAETask(ABC):
         self.panels = min(recipe.run.panels, self.num_eval)
         self.patch_mask = RandomPatchMask(recipe.patch_mask.patch_size, recipe.patch_mask.ratio)
 
+    @property
+    def eval_counts(self) -> dict[str, int]:
+        """Rows of evaluation data by the recipe's section."""
+        return {"data": self.num_eval}
+
     @abstractmethod
     def target(self, index: int) -> Tensor:
         """One augmented map (1, S, S)."""

@@ -1,0 +1,282 @@
+"""Train tiny models of every task as one process, as two, and with accumulated gradients; for test_many_processes.py.
+
+    python tests/many_processes.py FOLDER
+
+A single import serves all: the processes are forked, before anything else has run, and find each other through gloo.
+Results go to FOLDER/<how>/<case>.pt; those of planted errors to <case>-planted.pt.
+"""
+
+import os
+import socket
+import sys
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import datasets
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import set_seed
+from PIL import Image
+from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from transformers_ait import AiTVQVAEConfig, AiTVQVAEModel
+from transformers_ait.distributed_ait import mean_over_processes
+from transformers_ait.engine.depth_data import DepthPairs
+from transformers_ait.engine.depth_training import DepthTask, build_depth_model
+from transformers_ait.engine.instance_data import InstanceRows, evaluate_objects
+from transformers_ait.engine.instance_training import InstanceTask, build_instance_model
+from transformers_ait.engine.loop import make_accelerator, train
+from transformers_ait.engine.recipes import DepthRecipe, InstanceRecipe, VQVAERecipe, build_recipe
+from transformers_ait.engine.reporting import LOG_FILE, read_log
+from transformers_ait.engine.sampling import SeededSamples, process_share
+from transformers_ait.engine.vqvae_training import VQVAEDepthTask, VQVAEMaskTask
+from transformers_ait.metrics import depth_metrics_per_image
+
+SIDE, HEIGHT, WIDTH = 32, 32, 40
+NAMES = ["cup", "dog", "chair"]
+WAYS = {"one": (1, 4), "two": (2, 2), "accumulated": (1, 1)}
+"""How: processes, and samples per forward pass; a step has 4 samples everywhere."""
+CASES = ("vqvae-depth", "vqvae-masks", "depth", "depth-soft", "detection", "instance")
+BACKBONE = {
+    "model_type": "ait_swinv2",
+    "embed_dim": 8,
+    "depths": [1, 1],
+    "num_heads": [1, 2],
+    "window_sizes": [4, 4],
+    "pretrained_window_sizes": [4, 4],
+    "shift_windows": [True, True],
+    "drop_path_rate": 0.0,
+}
+DECODER = {
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "max_positions": 36,
+    "dropout": 0.0,
+    "drop_path_rate": 0.0,
+    "initializer_range": 0.2,
+}
+BINS = {"model_type": "ait_bin_tokenizer", "image_size": SIDE, "downsample_ratio": 8, "num_codes": 8}
+MASKS = {"image_size": 16, "hidden_size": 4, "downsample_ratio": 8, "num_codes": 8, "code_dim": 8}
+MASKS |= {"symmetric_range": True, "ignore_zero": False}
+SOLVER = {"image_size": SIDE, "backbone_config": BACKBONE, "decoder_config": DECODER}
+
+
+def depth_rows(count, seed):
+    """Images of ramps with depth to match; holes of very different shares, and one map without any depth."""
+    rng = np.random.default_rng(seed)
+    images, depths = [], []
+    for number in range(count):
+        ramp = np.linspace(0, 1, WIDTH)[None] * rng.uniform(0.5, 4) + rng.uniform(0.5, 3, (HEIGHT, 1))
+        holes = rng.random(ramp.shape) < rng.uniform(0, 0.9)
+        ramp_in_holes = np.where(holes, 0, ramp) * (number != 3)
+        depths.append(Image.fromarray((ramp_in_holes * 1000).astype(np.uint16)))
+        images.append(Image.fromarray((np.stack([ramp * 30] * 3, -1) % 256).astype(np.uint8)))
+    features = datasets.Features({"image": datasets.Image(), "depth": datasets.Image()})
+    return DepthPairs(datasets.Dataset.from_dict({"image": images, "depth": depths}, features), in_memory=True)
+
+
+def object_rows(count, seed):
+    """Images of none to four rectangles, one in each quarter."""
+    rng = np.random.default_rng(seed)
+    images, maps, objects = [], [], []
+    for number in range(count):
+        numbers = np.zeros((HEIGHT, WIDTH), np.uint8)
+        entries = {"id": [], "category": [], "bbox": [], "area": []}
+        for index in range((number * 3 + 1) % 5):
+            height, width = rng.integers(6, 14, 2)
+            top, left = (index // 2) * 16 + rng.integers(0, 3), (index % 2) * 20 + rng.integers(0, 6)
+            numbers[top : top + height, left : left + width] = index + 1
+            entries["id"].append(index + 1)
+            entries["category"].append(int(rng.integers(len(NAMES))))
+            entries["bbox"].append([float(left), float(top), float(width), float(height)])
+            entries["area"].append(float(height * width))
+        pixels = rng.integers(0, 60, (HEIGHT, WIDTH, 3)) + numbers[..., None] * 40
+        images.append(Image.fromarray(pixels.astype(np.uint8)))
+        maps.append(Image.fromarray(numbers))
+        objects.append(entries)
+    fields = {
+        "id": datasets.List(datasets.Value("int64")),
+        "category": datasets.List(datasets.ClassLabel(names=NAMES)),
+        "bbox": datasets.List(datasets.List(datasets.Value("float32"), length=4)),
+        "area": datasets.List(datasets.Value("float32")),
+    }
+    features = datasets.Features({"image": datasets.Image(), "instance_map": datasets.Image(), "objects": fields})
+    columns = {"image": images, "instance_map": maps, "objects": objects}
+    return InstanceRows(datasets.Dataset.from_dict(columns, features), in_memory=True)
+
+
+def recipe(recipe_class, folder, micro_batch, **sections):
+    run = {"output": str(folder), "steps": 2, "batch_size": 4, "micro_batch": micro_batch, "log_every": 1, "panels": 0}
+    # The last evaluation row fills up a share of two processes.
+    data = {"dataset": "none", "eval_limit": 3, "eval_batch": 2}
+    optim = {"lr": 1e-3, "schedule": {"name": "constant"}}
+    return build_recipe(recipe_class, {"data": data, "optim": optim, "run": run, **sections}, "test")
+
+
+def make_task(case, data, tokenizer, folder, micro_batch):
+    """Recipe and task of a case."""
+    set_seed(0)
+    if case.startswith("vqvae"):
+        kind = case.removeprefix("vqvae-")
+        config = {**MASKS, "image_size": SIDE, "symmetric_range": False, "ignore_zero": True}
+        config = config if kind == "depth" else MASKS
+        # Restarted codes hide what was collected, so that only the maps of depth have them, and late.
+        restart = {"every": 2, "until": 1.0} if kind == "depth" else {}
+        its = recipe(VQVAERecipe, folder, micro_batch, patch_mask={"patch_size": 4}, restart=restart, maps=kind)
+        task_class, rows = (VQVAEDepthTask, data[0]) if kind == "depth" else (VQVAEMaskTask, data[1])
+        model = AiTVQVAEModel(AiTVQVAEConfig(**config))
+        with torch.no_grad():
+            model.decoder.output.bias += 2 if kind == "depth" else 0  # metres; less than nothing is all the same
+        return its, task_class(model, *rows, its)
+    if case.startswith("depth"):
+        config = {**SOLVER, "num_depth_codes": 8, "depth_tokenizer_config": BINS, "soft_decode": case == "depth-soft"}
+        its = recipe(DepthRecipe, folder, micro_batch, model={"config": config})
+        return its, DepthTask(build_depth_model(its.model), *data[0], its)
+    config = {**SOLVER, "tasks": [case], "num_bins": 10, "num_objects": 4, "num_mask_codes": 8}
+    model = {"config": config, "mask_tokenizer": str(tokenizer) if case == "instance" else None}
+    its = recipe(InstanceRecipe, folder, micro_batch, model=model, augmentation={"scale": [0.8, 1.2]})
+    return its, InstanceTask(build_instance_model(its.model, NAMES), case, *data[1], its)
+
+
+@contextmanager
+def planted_errors(task):
+    """Errors that the comparison must see: each micro-batch and each process minds only itself."""
+    with ExitStack() as stack:
+        own = "transformers_ait.engine.loop._Trainer._shares"
+        stack.enter_context(patch(own, lambda self, batches: torch.ones(len(batches))))
+        for module in ("modeling_ait", "engine.vqvae_training"):
+            stack.enter_context(patch(f"transformers_ait.{module}.mean_over_processes", lambda tensor: tensor))
+        stack.enter_context(patch("transformers_ait.vector_quantizer.sum_over_processes", lambda tensor: tensor))
+        if hasattr(task.model, "quantizer"):
+            task.model.quantizer.deferred = False
+        yield
+
+
+def run_case(case, data, tokenizer, folder, micro_batch, planted):
+    """What a training leaves: gradients of its steps, log, codebook."""
+    its, task = make_task(case, data, tokenizer, folder, micro_batch)
+    if planted:
+        task.num_eval = 1  # only what is learned is compared
+    accelerator = make_accelerator(its.run)
+    gradients = []
+
+    def record(optimizer, *arguments):
+        named = task.model.named_parameters()
+        gradients.append({name: x.grad.clone() for name, x in named if x.grad is not None})
+
+    handle = register_optimizer_step_pre_hook(record)
+    with planted_errors(task) if planted else ExitStack():
+        model = train(task, its, accelerator)
+    handle.remove()
+    result = {"gradients": gradients, "processes": accelerator.num_processes}
+    if not planted and case == "vqvae-depth":
+        result["naive evaluation"] = naive_evaluation(task, accelerator)
+    if not planted and case == "detection":
+        kinds = ("bbox", "segm", "boundary")
+        result["objects"] = evaluate_objects(data[1][1], 3, jittered(data[1][1]), kinds, 2, accelerator)
+    if accelerator.is_main_process:
+        result["log"] = read_log(folder / LOG_FILE)
+        weights = load_file(model / "model.safetensors")
+        result["codebook"] = {name: x for name, x in weights.items() if "quantizer." in name and "vqvae" in case}
+        torch.save(result, folder.with_suffix(".pt"))
+    accelerator.wait_for_everyone()
+
+
+def naive_evaluation(task, accelerator):
+    """RMSE as the mean over processes of each one's mean, which counts the row that fills up twice."""
+    task.model.eval()
+    values = []
+    for index in process_share(3, accelerator.process_index, accelerator.num_processes):
+        target = task._eval_depth(index)
+        with torch.no_grad():
+            prediction = task.model(target[None]).reconstruction[0, 0].clamp(min=1e-3)
+        values.append(depth_metrics_per_image(prediction, target[0])[0]["rmse"])
+    return mean_over_processes(torch.tensor(np.nanmean(values))).item()
+
+
+def jittered(rows):
+    """A detector that misses every third object, and whose boxes are off by an amount of their own."""
+
+    def predict(indices):
+        results = []
+        for entry in rows.ground_truth(len(rows))["annotations"]:
+            if entry["image_id"] in indices and entry["id"] % 3:
+                shift = float(entry["image_id"] + entry["id"])
+                box = [entry["bbox"][0] + shift, *entry["bbox"][1:]]
+                score = 1 / (1 + entry["id"])
+                kept = {key: entry[key] for key in ("image_id", "category_id", "segmentation")}
+                results.append({**kept, "bbox": box, "score": score})
+        return results
+
+    return predict
+
+
+def shard(data, folder, rank):
+    """Gradients of a model cut into blocks as fsdp.yaml says, by torch's own FSDP, and those of a whole one."""
+    gradients = {}
+    for kind in ("whole", "sharded"):
+        its, task = make_task("instance", data, folder / "tokenizer", folder / "unused", 2)
+        if kind == "sharded":
+            mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+            for module in task.model.modules():
+                if type(module).__name__ in task.model._no_split_modules:
+                    fully_shard(module, mesh=mesh)
+            fully_shard(task.model, mesh=mesh)
+        samples = [SeededSamples(task.sample, its.run.seed)[0, index] for index in (2 * rank + 1, 2 * rank + 2)]
+        task.loss(task.model.train(), task.collate(samples), torch.ones(()))[0].backward()
+        gradients[kind] = {name: x.grad for name, x in task.model.named_parameters() if x.grad is not None}
+    result = {
+        "own": {name: x.clone() for name, x in gradients["whole"].items()},
+        "whole": {name: mean_over_processes(x) for name, x in gradients["whole"].items()},
+        "parts": {name: x.to_local().numel() / x.numel() for name, x in gradients["sharded"].items()},
+        "sharded": {name: x.full_tensor() for name, x in gradients["sharded"].items()},
+    }
+    if rank == 0:
+        torch.save(result, folder / "two" / "sharding.pt")
+
+
+def work(rank, way, data, folder, port):
+    """One process of a way."""
+    processes, micro_batch = WAYS[way]
+    torch.set_num_threads(1)
+    if processes > 1:
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        os.environ |= {name: str(number) for name, number in numbers.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for planted in (False, True):
+        for case in CASES:
+            # A single forward pass has nothing to share, and what depth-soft adds is never exact.
+            if planted and (way == "one" or case == "depth-soft"):
+                continue
+            name = f"{case}-planted" if planted else case
+            run_case(case, data, folder / "tokenizer", folder / way / name, micro_batch, planted)
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+    if processes > 1:
+        shard(data, folder, rank)
+
+
+def main(folder):
+    """Everything, one way after the other."""
+    torch.manual_seed(0)
+    AiTVQVAEModel(AiTVQVAEConfig(**MASKS)).save_pretrained(folder / "tokenizer")
+    data = ((depth_rows(8, 0), depth_rows(3, 1)), (object_rows(8, 0), object_rows(3, 1)))
+    for way, (processes, _) in WAYS.items():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        mp.start_processes(work, (way, data, folder, port), nprocs=processes, start_method="fork")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,178 @@
+"""Time and weigh a training step against a plain formulation of the same model, and count samples per second.
+
+    python training/benchmark_training.py                     # half-size model; part of `make bench`
+    python training/benchmark_training.py --tiny --rounds 1   # a smoke test that takes seconds
+
+A step is forward pass, losses, backward pass and AdamW, of the autoregressive depth model at 480 x 480, batch 1,
+float32. Plain is `transformers_ait.conversion.plain`, differentiated by autograd, with PyTorch's unfused AdamW. Memory
+is the peak of a process of its own that makes two steps, less what the process needs before the first. Samples are made
+by the training pipelines of depth and instances, from JPEG and PNG bytes of rendered rooms, by one process.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import psutil
+import torch
+from benchmark import Comparison, compare, original_form, report, report_path, tiny_config
+from torch import Tensor
+
+from transformers_ait import AiTConfig, AiTForDenseAndInstancePrediction
+from transformers_ait.conversion.plain import plain_backbone, plain_depth_losses, plain_encoder_memory
+from transformers_ait.data import SyntheticRooms  # noqa: F401  (registers synthetic_rooms)
+from transformers_ait.data.augmentation_depth import depth_training_transform
+from transformers_ait.data.augmentation_instance import instance_training_transform
+from transformers_ait.engine.depth_data import DepthPairs
+from transformers_ait.engine.depth_training import augmented_depth_sample
+from transformers_ait.engine.instance_data import InstanceRows
+from transformers_ait.engine.instance_training import augmented_instance_sample
+
+LEARNING_RATE = 1e-6  # both sides stay where they are, so that their losses can be compared
+HALF_SIZE = {"embed_dim": 64, "num_heads": [2, 4, 8, 16]}
+ROOMS = 16
+
+
+def build(tiny: bool) -> AiTForDenseAndInstancePrediction:
+    """A model with random weights in training mode, without dropout, which the plain formulation has not."""
+    torch.manual_seed(0)
+    values = tiny_config(parallel=False) if tiny else {"backbone_config": {"model_type": "ait_swinv2", **HALF_SIZE}}
+    values["backbone_config"]["drop_path_rate"] = 0.0
+    values["decoder_config"] = {"dropout": 0.0, "drop_path_rate": 0.0}
+    return AiTForDenseAndInstancePrediction(AiTConfig(**values)).train()
+
+
+def our_step(model: AiTForDenseAndInstancePrediction, image: Tensor, depth: Tensor) -> Callable[[], Tensor]:
+    """A step as the training loop makes it; returns the loss."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
+
+    def step() -> Tensor:
+        loss = model(image, task="depth", depth_labels=depth).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def plain_step(model: AiTForDenseAndInstancePrediction, image: Tensor, depth: Tensor) -> Callable[[], Tensor]:
+    """The same step by the plain formulas, on copies of the weights."""
+    tensors, config = original_form(model)
+    frozen = ("depth_head.vqvae.",)
+    weights = {
+        name: tensor.clone().requires_grad_(tensor.is_floating_point() and not name.startswith(frozen))
+        for name, tensor in tensors.items()
+    }
+    trained = [tensor for tensor in weights.values() if tensor.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, foreach=False, fused=False)
+
+    def step() -> Tensor:
+        memory = plain_encoder_memory(weights, config, plain_backbone(weights, config, image))
+        loss = plain_depth_losses(weights, config, memory, depth)["depth_loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+STEPS = {"plain": plain_step, "ours": our_step}
+
+
+def inputs(model: AiTForDenseAndInstancePrediction) -> tuple[Tensor, Tensor]:
+    """An image (1, 3, S, S) and a depth map (1, S, S) in metres."""
+    size = model.config.image_size
+    return torch.rand(1, 3, size, size), 1 + 5 * torch.rand(1, size, size)
+
+
+def compare_steps(tiny: bool, rounds: int) -> Comparison:
+    """Seconds per step of both, interleaved."""
+    model = build(tiny)
+    data = inputs(model)
+    return compare("training step", plain_step(model, *data), our_step(model, *data), rounds, floor=1.5)
+
+
+def peak_memory(side: str, tiny: bool) -> float:
+    """Peak memory in GB that two steps take in a process of their own, beyond the model and its inputs."""
+    command = [sys.executable, __file__, "--memory-of", side, *(["--tiny"] if tiny else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def measure_memory(side: str, tiny: bool) -> None:
+    """Print what `peak_memory` reads."""
+    model = build(tiny)
+    step = STEPS[side](model, *inputs(model))
+    before = psutil.Process().memory_info().rss
+    for _ in range(2):
+        step()
+    # Linux gives the peak in units of 1024 bytes.
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e9)
+
+
+def samples_per_second(tiny: bool) -> dict[str, float]:
+    """Samples of the published recipes' pipelines, made by one process on one thread."""
+    count, height, width = (2, 60, 80) if tiny else (ROOMS, 480, 640)
+    rows = datasets.load_dataset(
+        "synthetic_rooms", split="train", num_train=count, num_validation=0, num_test=0, height=height, width=width
+    )
+    pairs, objects = DepthPairs(rows), InstanceRows(rows)
+    transform, jitter = depth_training_transform(height), instance_training_transform(width)
+    makers: dict[str, Callable[[int], object]] = {
+        "depth, 480 x 640 to 480 x 480": lambda index: augmented_depth_sample(pairs, index, transform),
+        "instance, 480 x 640 to 640 x 640": lambda index: augmented_instance_sample(objects, index, width, jitter),
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rates = {}
+    for name, make in makers.items():
+        make(0)
+        start = time.perf_counter()
+        for index in range(2 * count):
+            make(index % count)
+        rates[name] = 2 * count / (time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    return rates
+
+
+def main() -> None:
+    """Parse arguments, run, write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds")
+    parser.add_argument("--threads", type=int, default=None, help="torch threads; default: all cores")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to see that everything runs")
+    parser.add_argument("--memory-of", choices=sorted(STEPS), default=None, help="print the peak memory of one side")
+    parser.add_argument("--output", type=Path, default=None, help="report file; default: in benchmarks/")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        measure_memory(arguments.memory_of, arguments.tiny)
+        return
+    steps = compare_steps(arguments.tiny, arguments.rounds)
+    memory = {side: peak_memory(side, arguments.tiny) for side in STEPS}
+    rates = samples_per_second(arguments.tiny)
+    lines = [
+        report([steps], arguments.rounds),
+        f"Peak memory of a step beyond weights and inputs: plain {memory['plain']:.2f} GB, ours "
+        f"{memory['ours']:.2f} GB, {memory['ours'] / memory['plain']:.2f} of plain (at most 0.7 is promised).",
+        "",
+        *(f"- {name}: {rate:.1f} samples/s by one process on one thread" for name, rate in rates.items()),
+        "",
+    ]
+    output = arguments.output or report_path("training-")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("\n".join(lines))
+    print("\n".join(["", *lines, f"Written to {output}."]))
+
+
+if __name__ == "__main__":
+    main()
