@@ -39,6 +39,7 @@ def test_demo_draws_both_scenes(script, tmp_path):
     pytest.importorskip("skimage")
     output = script("demo.py", "--output", tmp_path / "demo.png")
     assert "motorcycle" in output and "RMSE" in output and "pre" in output
+    assert "true ones with mask IoU" in output
     assert (tmp_path / "demo.png").stat().st_size > 50_000
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint that ships with the repository: it loads everywhere, is small, and looks at the image."""
+"""The checkpoints that ship with the repository: they load everywhere, are small, and look at the image."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,15 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForDepthEstimation, pipeline
 
-from transformers_ait import AiTDepthImageProcessor, AiTForDenseAndInstancePrediction, AiTModel
-from transformers_ait.data import render_room
-from transformers_ait.metrics import depth_metrics
+from transformers_ait import (
+    AiTDepthImageProcessor,
+    AiTForDenseAndInstancePrediction,
+    AiTInstanceImageProcessor,
+    AiTModel,
+)
+from transformers_ait.coco_annotations_ait import encode_masks
+from transformers_ait.data import SYNTHETIC_ROOMS_CLASSES, render_room
+from transformers_ait.metrics import coco_metrics, depth_metrics
 
 MEGABYTE = 1_000_000
 FIRST_TEST_ROOM = 2_000_000_000
@@ -31,8 +37,19 @@ def rmse(estimator, rooms):
     )
 
 
-def test_size(folder):
-    assert sum(file.stat().st_size for file in folder.iterdir()) <= 12 * MEGABYTE
+@pytest.fixture(scope="module")
+def instance_folder(repository):
+    return repository / "hub_configs" / "ait-tiny-rooms-instance"
+
+
+@pytest.fixture(scope="module")
+def furnished():
+    return [render_room(FIRST_TEST_ROOM + index, height=120, width=160) for index in range(16)]
+
+
+@pytest.mark.parametrize("name", ["ait-tiny-rooms-depth", "ait-tiny-rooms-instance"])
+def test_size(repository, name):
+    assert sum(file.stat().st_size for file in (repository / "hub_configs" / name).iterdir()) <= 12 * MEGABYTE
 
 
 def test_every_auto_class(folder):
@@ -59,3 +76,45 @@ def test_soft_tokens_reach_the_prediction(folder, rooms):
     soft = model.generate(pixel_values).predicted_depth
     hard = model.generate(pixel_values, soft_feedback=False, soft_decode=False).predicted_depth
     assert not torch.allclose(soft, hard, atol=1e-2)
+
+
+def mask_ap50(folder, images, rooms):
+    """AP50 of the masks that a checkpoint finds in `images`, by the objects of `rooms`."""
+    processor = AutoImageProcessor.from_pretrained(folder)
+    model = AiTForDenseAndInstancePrediction.from_pretrained(folder).eval()
+    outputs = model.generate(processor(images, return_tensors="pt")["pixel_values"], top_p=0)
+    numbers = range(len(rooms))
+    identity = {label: label for label in model.config.id2label}
+    found = processor.post_process_coco(outputs, numbers, identity, [(120, 160)] * len(rooms))
+    annotations = []
+    for number, room in enumerate(rooms):
+        for item in room.objects:
+            mask = encode_masks(torch.from_numpy(room.instance_map == item.id)[None])[0]
+            entry = {"id": len(annotations) + 1, "image_id": number, "iscrowd": 0, "segmentation": mask}
+            category = model.config.label2id[item.category]
+            annotations.append({**entry, "area": item.area, "category_id": category, "bbox": list(item.box)})
+    categories = [{"id": label, "name": name} for label, name in model.config.id2label.items()]
+    images = [{"id": number, "height": 120, "width": 160} for number in numbers]
+    return coco_metrics(found, {"images": images, "annotations": annotations, "categories": categories})["AP50"]
+
+
+def test_instance_auto_classes(instance_folder):
+    config = AutoConfig.from_pretrained(instance_folder)
+    assert config.tasks == ["instance"] and list(config.id2label.values()) == list(SYNTHETIC_ROOMS_CLASSES)
+    assert isinstance(AutoImageProcessor.from_pretrained(instance_folder), AiTInstanceImageProcessor)
+
+
+def test_instances_are_found_where_they_are(instance_folder, furnished):
+    images = [Image.fromarray(room.image) for room in furnished]
+    assert mask_ap50(instance_folder, images, furnished) > 0.25
+    # Planted: objects of other rooms must not pass.
+    assert mask_ap50(instance_folder, images[1:] + images[:1], furnished) < 0.1
+
+
+def test_both_object_pipelines(instance_folder, furnished):
+    image = Image.fromarray(furnished[0].image)
+    names = {item.category for item in furnished[0].objects}
+    segments = pipeline("image-segmentation", model=str(instance_folder))(image, threshold=0.5)
+    boxes = pipeline("object-detection", model=str(instance_folder))(image, threshold=0.5)
+    assert segments and {entry["label"] for entry in segments} & names
+    assert boxes and {entry["label"] for entry in boxes} & names

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import skimage.data
+import torch
 from PIL import Image
 from transformers import pipeline
 from transformers.pipelines import Pipeline
@@ -136,14 +137,12 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable_progress_bar()
 
+    torch.manual_seed(1)  # objects are sampled from a nucleus
     start = time.perf_counter()
     frame = render_room(HELD_OUT_ROOM, height=480, width=640)
     pictures = [depth_panel(depth_rows(load("depth-estimation", arguments.model), frame, arguments.image))]
-    if Path(arguments.instance_model).is_dir():
-        segmenter = load("image-segmentation", arguments.instance_model)
-        pictures.append(instance_picture(segmenter, frame, arguments.threshold))
-    else:
-        print(f"no picture of objects: {arguments.instance_model} is no folder")
+    segmenter = load("image-segmentation", arguments.instance_model)
+    pictures.append(instance_picture(segmenter, frame, arguments.threshold))
     stacked(pictures).save(arguments.output)
     print(f"wrote {arguments.output} after {time.perf_counter() - start:.1f} s")
 
