@@ -231,7 +231,6 @@ def run_comparisons(tiny: bool, rounds: int) -> list[Comparison]:
             lambda: decode(model),
             lambda: decode(parallel_model),
             rounds,
-            floor=20,
             agree=False,
         ),
         compare(
