@@ -89,7 +89,8 @@ def initialize_from(model: AiTForDenseAndInstancePrediction, folder: str, decode
     if misfit:
         raise RecipeError(f"model.initialize_from {folder} is another architecture; {misfit[0]} does not fit.")
     model.model.load_state_dict({name: tensor for name, tensor in state.items() if name in own}, strict=False)
-    if decoder and "detection" in earlier.config.tasks and "instance" in model.config.tasks:
+    learnt = set(earlier.config.tasks)
+    if decoder and "instance" in model.config.tasks and "detection" in learnt and "instance" not in learnt:
         _spread_positions(model)
 
 
@@ -102,9 +103,7 @@ def _spread_positions(model: AiTForDenseAndInstancePrediction) -> None:
     """Give box and class of the n-th object of an instance sequence the position and task embeddings of detection."""
     decoder, config = model.model.decoder, model.config
     short, long = (config.tokens_per_object[task] for task in ("detection", "instance"))
-    objects = torch.arange(config.num_objects)[:, None]
-    # One more position per object: the embedding of a position stands with the token before it.
-    offsets = torch.arange(short)
+    objects, offsets = torch.arange(config.num_objects)[:, None], torch.arange(short)
     table = decoder.position_embeddings
     source = table[TASK_IDS["detection"]][objects * short + offsets]
     table[TASK_IDS["instance"], objects * long + offsets] = source
