@@ -82,7 +82,7 @@ class DepthTask:
     def loss(self, model: nn.Module, batch: Sample, share: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The model's own loss, normalised by the tokens of the whole batch."""
         output = model(task="depth", **batch)
-        return share * output.loss, output.loss_dict
+        return share * output.loss, {name: share * value for name, value in output.loss_dict.items()}
 
     def after_step(self, batches: list[Sample], step: int, steps: int) -> None:
         """Nothing is left to do."""
