@@ -16,20 +16,17 @@ from transformers import PreTrainedModel
 
 from ..configuration_ait import AiTConfig
 from ..data.augmentation_instance import instance_training_transform
-from ..image_processing_ait_instance import AiTInstanceImageProcessor
+from ..image_processing_ait_instance import OBJECT_TASKS, AiTInstanceImageProcessor
 from ..modeling_ait import AiTForDenseAndInstancePrediction
 from ..modeling_ait_vqvae import AiTVQVAEModel
 from .initialization import initialize_from, load_backbone_weights
-from .instance_data import InstanceRows, evaluate_objects, load_instance_rows
+from .instance_data import NUCLEUS_SEED, InstanceRows, evaluate_objects, load_instance_rows
 from .instance_panel import instance_panel
 from .loop import make_accelerator, train
 from .recipes import InstanceModelRecipe, InstanceRecipe, RecipeError, build_config
 from .sampling import Sample
 from .saving import save_task_solver
 from .tokenizers import load_tokenizer, with_tokenizer
-
-OBJECT_TASKS = ("detection", "instance")
-EVALUATION_SEED = 0  # of the nucleus, so that an evaluation repeats itself
 
 
 class InstanceTask:
@@ -126,7 +123,7 @@ class InstanceTask:
         images = [self.eval_rows.image(index) for index in indices]
         inputs = self.processor(images, return_tensors="pt").to(device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(EVALUATION_SEED)
+            torch.manual_seed(NUCLEUS_SEED)
             outputs = model(task=self.task, **inputs)
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         identity = {number: number for number in range(len(self.eval_rows.class_names))}
