@@ -1,7 +1,6 @@
 """Recipe of joint training: instances and depth with one set of weights."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
@@ -16,7 +15,6 @@ from .recipes import (
     OptimRecipe,
     RecipeError,
     RunRecipe,
-    check_normalization,
 )
 
 
@@ -41,34 +39,17 @@ class MixRecipe:
 
 @strict
 @dataclass
-class JointModelRecipe:
-    """What to train.
+class JointModelRecipe(InstanceModelRecipe):
+    """What to train: the fields of `InstanceModelRecipe`, where `config.tasks` holds instance and depth, default first.
+
+    Without `image_mean` and `image_std`, images of instances are normalised by ImageNet's and those of depth stay in
+    [0, 1], as published.
 
     Args:
-        config: fields of `AiTConfig`; `tasks` holds instance and depth, the first is the default task. Of the
-            tokenizers' configurations it may give `tau` alone; the classes are the data's.
-        mask_tokenizer: folder of a trained VQ-VAE of masks.
         depth_tokenizer: folder of a trained VQ-VAE of depth maps.
-        backbone_weights: pretrained weights of a timm backbone, a file or `package:NAME`; None starts at random.
-        initialize_from: folder of an earlier run whose backbone and encoder to start from.
-        initialize_decoder: start from its decoder too.
-        image_mean: mean of each channel that the backbone expects; None is ImageNet's for instances, and leaves images
-            of depth in [0, 1], as published.
-        image_std: standard deviation likewise.
     """
 
-    config: dict[str, Any] = field(default_factory=dict)
-    mask_tokenizer: str | None = None
     depth_tokenizer: str | None = None
-    backbone_weights: str | None = None
-    initialize_from: str | None = None
-    initialize_decoder: bool = False
-    image_mean: list[float] | None = None
-    image_std: list[float] | None = None
-
-    def validate_normalization(self) -> None:
-        """Mean and standard deviation come together, one value per channel."""
-        check_normalization(self.image_mean, self.image_std)
 
 
 @strict
