@@ -1,9 +1,11 @@
 """The backbone: against transformers' own SwinV2 where the two coincide, its bias cache, and what must not matter."""
 
 import copy
+import pickle
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import Swinv2Config, Swinv2Model
 
 from transformers_ait import AiTSwinV2Backbone, AiTSwinV2Config
@@ -222,22 +224,66 @@ def test_gradient_checkpointing_changes_nothing(backbone, images):
     assert all(torch.allclose(actual[name], expected[name], rtol=1e-4, atol=1e-4) for name in expected)
 
 
-# --- the cached bias table ---
+# --- the cached bias ---
 
 
-def test_cached_bias_equals_computed_bias_with_and_without_gradient(backbone, images):
-    recorded = feature(backbone, images)
+@pytest.fixture(params=["off", "compact", "full"])
+def any_cache(request, backbone):
+    """The lively backbone under every cache policy."""
+    backbone.config.position_bias_cache = request.param
+    return backbone
+
+
+@pytest.fixture(params=["compact", "full"])
+def caching(request, backbone):
+    """The lively backbone under the policies that keep something."""
+    backbone.config.position_bias_cache = request.param
+    return backbone
+
+
+def kept_bytes(backbone):
+    caches = (module._kept for module in backbone.modules() if hasattr(module, "_kept"))
+    return sum(kept.nbytes for cache in caches for kept in cache.values())
+
+
+@torch.no_grad()
+def test_a_policy_changes_memory_and_nothing_else(backbone, images):
+    features, kept = [], []
+    for policy in ("off", "compact", "full"):
+        backbone.eval()  # forgets what the policy before kept
+        backbone.config.position_bias_cache = policy
+        features.append(feature(backbone, images))
+        kept.append(kept_bytes(backbone))
+    assert torch.equal(features[0], features[1]) and torch.equal(features[0], features[2])
+    assert kept[0] == 0 < kept[1] < kept[2]
+
+
+@torch.no_grad()
+def test_copies_and_pickles_leave_the_kept_bias_behind(caching, images):
+    expected = feature(caching, images)
+    for twin in (copy.deepcopy(caching), pickle.loads(pickle.dumps(caching))):
+        assert kept_bytes(twin) == 0
+        assert torch.equal(feature(twin, images), expected)
+
+
+def test_unknown_policy_is_refused():
+    with pytest.raises(StrictDataclassError, match="position_bias_cache must be one of .*'all'"):
+        AiTSwinV2Config(position_bias_cache="all")
+
+
+def test_cached_bias_equals_computed_bias_with_and_without_gradient(any_cache, images):
+    recorded = feature(any_cache, images)
     with torch.no_grad():
-        first, second = feature(backbone, images), feature(backbone, images)
+        first, second = feature(any_cache, images), feature(any_cache, images)
     assert torch.equal(first, second)
     assert deviation(first, recorded.detach()) < TOLERANCE
 
 
-def test_gradient_is_the_same_after_the_cache_was_used(backbone, images):
-    expected = gradients(backbone, images)
+def test_gradient_is_the_same_after_the_cache_was_used(any_cache, images):
+    expected = gradients(any_cache, images)
     with torch.no_grad():
-        feature(backbone, images)
-    actual = gradients(backbone, images)
+        feature(any_cache, images)
+    actual = gradients(any_cache, images)
     assert expected.keys() == actual.keys()
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
@@ -289,44 +335,44 @@ def change_in_inference_mode(backbone):
         lambda b: b.double(),
     ],
 )
-def test_cached_bias_follows_the_weights(backbone, images, change):
+def test_cached_bias_follows_the_weights(any_cache, images, change):
     with torch.no_grad():
-        before = feature(backbone, images)
-        feature(backbone, images)  # the table is cached now
-    changed = change(backbone)
+        before = feature(any_cache, images)
+        feature(any_cache, images)  # the table is cached now
+    changed = change(any_cache)
     with torch.no_grad():
         actual = feature(changed, images)
         assert torch.equal(actual, feature(without_cache(changed), images))
         assert not torch.equal(actual.double(), before.double()), "the change must show"
 
 
-def test_stale_bias_would_be_noticed(backbone, images):
-    attention = backbone.stages[0].blocks[0].attention
+def test_stale_bias_would_be_noticed(caching, images):
+    attention = caching.stages[0].blocks[0].attention
     with torch.no_grad():
-        feature(backbone, images)
-        attention._cached_table = attention._cached_table * 1.1
-        assert deviation(feature(backbone, images), feature(without_cache(backbone), images)) > 1e-3
+        feature(caching, images)
+        attention._kept = {role: kept * 1.1 for role, kept in attention._kept.items()}
+        assert deviation(feature(caching, images), feature(without_cache(caching), images)) > 1e-3
 
 
-def test_model_trains_on_after_inference_mode(backbone, images):
+def test_model_trains_on_after_inference_mode(any_cache, images):
     with torch.inference_mode():
-        inferred = feature(backbone, images)
+        inferred = feature(any_cache, images)
     assert (
-        torch.equal(feature(backbone, images).detach(), inferred)
-        or deviation(feature(backbone, images).detach(), inferred.clone()) < TOLERANCE
+        torch.equal(feature(any_cache, images).detach(), inferred)
+        or deviation(feature(any_cache, images).detach(), inferred.clone()) < TOLERANCE
     )
-    changed = optimiser_step(backbone)
+    changed = optimiser_step(any_cache)
     with torch.inference_mode():
         assert deviation(feature(changed, images), feature(without_cache(changed), images)) < TOLERANCE
 
 
-def test_cache_is_not_saved_and_non_persistent_tables_are_rebuilt(backbone, images, tmp_path):
+def test_cache_is_not_saved_and_non_persistent_tables_are_rebuilt(any_cache, images, tmp_path):
     with torch.no_grad():
-        expected = feature(backbone, images)
-    backbone.save_pretrained(tmp_path)
+        expected = feature(any_cache, images)
+    any_cache.save_pretrained(tmp_path)
     loaded = AiTSwinV2Backbone.from_pretrained(tmp_path)
     assert not any("cached" in name or "coordinates" in name for name in loaded.state_dict())
-    expected_buffers, buffers = dict(backbone.named_buffers()), dict(loaded.named_buffers())
+    expected_buffers, buffers = dict(any_cache.named_buffers()), dict(loaded.named_buffers())
     assert expected_buffers.keys() == buffers.keys() and buffers
     assert all(torch.equal(buffers[name], expected_buffers[name]) for name in buffers)
     with torch.no_grad():

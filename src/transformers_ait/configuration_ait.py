@@ -14,6 +14,7 @@ TOKENIZERS = {
     "depth_tokenizer_config": ("ait_vqvae", "ait_bin_tokenizer"),
     "mask_tokenizer_config": ("ait_vqvae",),
 }
+BIAS_CACHES = ("off", "compact", "full")
 TASK_IDS = {"detection": 0, "instance": 1, "depth": 2}
 
 _COCO_CLASS_NAMES = (
@@ -53,6 +54,9 @@ class AiTSwinV2Config(PreTrainedConfig):
         drop_path_rate: stochastic depth of the last block; grows linearly from 0 over the blocks.
         layer_norm_eps: epsilon of every LayerNorm.
         initializer_range: standard deviation of the truncated-normal initialisation.
+        position_bias_cache: what inference keeps of each block's position bias until its weights change: "off" nothing,
+            "compact" the table of (heads, (2 * window - 1)^2) values (2 MB in all for the base model), "full" also the
+            expanded tensors of (heads, window^2, window^2) values (gigabytes: measure before choosing it).
     """
 
     model_type = "ait_swinv2"
@@ -70,6 +74,12 @@ class AiTSwinV2Config(PreTrainedConfig):
     drop_path_rate: float | int = 0.1
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
+    position_bias_cache: str = "compact"
+
+    def validate_position_bias_cache(self):
+        """The policy must be known."""
+        if self.position_bias_cache not in BIAS_CACHES:
+            raise ValueError(f"position_bias_cache must be one of {BIAS_CACHES}, got {self.position_bias_cache!r}.")
 
     def validate_stages(self):
         """Every per-stage sequence must describe the same number of stages, with widths that the heads divide."""

@@ -1,6 +1,7 @@
 """SwinV2 backbone with a window size and a shift switch per stage."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -65,8 +66,9 @@ def shift_mask(window: int, shift: int, last_row: bool, last_column: bool) -> Te
 class AiTSwinV2Attention(nn.Module):
     """Cosine attention in windows with a continuous relative position bias (SwinV2, arXiv 2111.09883).
 
-    The bias depends on the weights alone. Where no gradient is recorded, its compact table of
-    (heads, (2 * window - 1)^2) values is kept until the weights change.
+    The bias depends on the weights alone. Where no gradient is recorded, what `config.position_bias_cache` names is
+    kept until the weights change: nothing, the compact table of (heads, (2 * window - 1)^2) values, or that and the
+    expanded (heads, window^2, window^2) values, with the shift's masks added.
     """
 
     coordinates: Tensor
@@ -88,13 +90,17 @@ class AiTSwinV2Attention(nn.Module):
         )
         self.projection = nn.Linear(width, width)
         self.register_buffer("coordinates", relative_coordinates(self.window, self.pretrained_window), persistent=False)
-        self._cached_table: Tensor | None = None
-        self._cached_key: tuple | None = None
+        self._kept: dict[tuple, Tensor] = {}
+        self._kept_of: tuple | None = None
 
     def train(self, mode: bool = True) -> "AiTSwinV2Attention":
         """Set training mode and forget the cached bias: in-place writes to `weight.data` leave no trace to notice."""
-        self._cached_table = None
+        self._kept.clear()
         return super().train(mode)
+
+    def __getstate__(self) -> dict:
+        """State for copies and pickles, which make their own cache."""
+        return {**self.__dict__, "_kept": {}, "_kept_of": None}
 
     def forward(self, x: Tensor, workspace: Workspace) -> Tensor:
         """(B, H, W, C) to the same shape."""
@@ -125,15 +131,14 @@ class AiTSwinV2Attention(nn.Module):
 
     def _attend_in_windows(self, qkv: tuple[Tensor, Tensor, Tensor], workspace: Workspace) -> Tensor:
         """Attention output (B, rows, columns, heads, w^2, head_dim), one call per kind of border window."""
-        bias = self._position_bias(qkv[0].dtype, workspace)
         if not self.shift:
-            return self._attend(qkv, bias)
+            return self._attend(qkv, self._position_bias(qkv[0].dtype, workspace))
         bands = []
         for row_slice, last_row in _split_last(qkv[0].shape[1]):
             groups = []
             for column_slice, last_column in _split_last(qkv[0].shape[2]):
                 group = tuple(x[:, row_slice, column_slice] for x in qkv)
-                groups.append(self._attend(group, self._masked(bias, last_row, last_column, workspace)))
+                groups.append(self._attend(group, self._masked_bias(group[0].dtype, last_row, last_column, workspace)))
             bands.append(torch.cat(groups, dim=2))
         return torch.cat(bands, dim=1)
 
@@ -142,13 +147,19 @@ class AiTSwinV2Attention(nn.Module):
         query, key, value = (x.reshape(-1, *shape[3:]) for x in qkv)
         return attend(query, key, value, bias, scale=1.0, implementation=self.config._attn_implementation).view(shape)
 
-    def _masked(self, bias: Tensor, last_row: bool, last_column: bool, workspace: Workspace) -> Tensor:
+    def _masked_bias(self, dtype: torch.dtype, last_row: bool, last_column: bool, workspace: Workspace) -> Tensor:
+        """Bias of the windows of one kind of border, as `_position_bias`."""
+        bias = self._position_bias(dtype, workspace)
         if not (last_row or last_column):
             return bias
-        mask = shift_mask(self.window, self.shift, last_row, last_column).to(bias)
-        if torch.is_grad_enabled():
-            return bias + mask
-        return torch.add(bias, mask, out=_scratch(workspace, "masked", bias.shape, bias))
+
+        def compute() -> Tensor:
+            mask = shift_mask(self.window, self.shift, last_row, last_column).to(bias)
+            if torch.is_grad_enabled() or self._keeps("full"):
+                return bias + mask
+            return torch.add(bias, mask, out=_scratch(workspace, "masked", bias.shape, bias))
+
+        return self._keep(compute, dtype, last_row, last_column) if self._keeps("full") else compute()
 
     def _position_bias(self, dtype: torch.dtype, workspace: Workspace) -> Tensor:
         """Bias (1, heads, w^2, w^2) with keys in reverse order.
@@ -156,25 +167,42 @@ class AiTSwinV2Attention(nn.Module):
         Entry (y, x), (v, u) is then the table's value at (y + v, x + u): a strided view that needs no index.
         """
         w, side = self.window, 2 * self.window - 1
-        table = self._position_table().to(dtype)
-        view = table.view(-1, side, side).unfold(1, w, 1).unfold(2, w, 1)
         shape = (1, self.num_heads, w * w, w * w)
-        if torch.is_grad_enabled():
-            return view.reshape(shape)
-        bias = _scratch(workspace, "bias", shape, table)
-        bias.view(view.shape).copy_(view)
-        return bias
+
+        def compute() -> Tensor:
+            table = self._position_table().to(dtype)
+            view = table.view(-1, side, side).unfold(1, w, 1).unfold(2, w, 1)
+            if torch.is_grad_enabled() or self._keeps("full"):
+                return view.reshape(shape)
+            bias = _scratch(workspace, "bias", shape, table)
+            bias.view(view.shape).copy_(view)
+            return bias
+
+        return self._keep(compute, dtype) if self._keeps("full") else compute()
 
     def _position_table(self) -> Tensor:
         """Table (heads, (2 * w - 1)^2) of `16 * sigmoid(MLP(coordinates))`, float32."""
-        weights = list(self.position_mlp.parameters())
+        if self._keeps("compact") or self._keeps("full"):
+            return self._keep(self._compute_table, "table")
+        return self._compute_table()
+
+    def _keeps(self, policy: str) -> bool:
+        """Whether the configuration asks for this policy, and the present mode allows it."""
+        if self.config.position_bias_cache != policy or torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return False
         # Inference tensors keep no version, so changes of theirs would go unseen.
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or weights[0].is_inference():
-            return self._compute_table()
+        return not self.position_mlp[0].weight.is_inference()
+
+    def _keep(self, compute: Callable[[], Tensor], *role: object) -> Tensor:
+        """`compute()`, remembered under its role until the weights behind it change."""
+        weights = self.position_mlp.parameters()
         key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in weights)
-        if self._cached_table is None or key != self._cached_key:
-            self._cached_table, self._cached_key = self._compute_table().detach(), key
-        return self._cached_table
+        if key != self._kept_of:
+            self._kept.clear()
+            self._kept_of = key
+        if role not in self._kept:
+            self._kept[role] = compute().detach()
+        return self._kept[role]
 
     def _compute_table(self) -> Tensor:
         values = self.position_mlp(self.coordinates.to(self.q_bias.dtype))
