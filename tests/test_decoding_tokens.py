@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 
+from transformers_ait import decoding_tokens
 from transformers_ait.decoding_tokens import decode_autoregressively, decode_in_parallel, nucleus_choice
 from transformers_ait.sequence_ait import TokenStep, depth_grammar, object_grammar
 
@@ -171,3 +173,118 @@ def test_sampling_depends_on_the_seed_alone_not_on_neighbours(decoder, vocabular
     assert not torch.equal(sample(memory, 3), sample(memory, 4))
     greedy = decode_autoregressively(decoder, memory, 0, grammar).sequences
     assert not torch.equal(sample(memory, 3), greedy)
+
+
+# --- replayed and compiled steps ---
+
+
+def record(function, state):
+    """What a CUDA graph does, on any device: one run before the recording, and results that every replay overwrites."""
+    before = [tensor.clone() for tensor in state]
+    outputs = function()
+    for tensor, value in zip(state, before, strict=True):
+        tensor.copy_(value)
+
+    def replay():
+        for output, value in zip(outputs, function(), strict=True):
+            output.copy_(value)
+        return outputs
+
+    return replay
+
+
+@pytest.fixture
+def replaying(monkeypatch):
+    """Decoding with `cuda_graphs`, recorded by the stand-in above; counts the recordings."""
+    recordings = []
+
+    def capture(function, state):
+        recordings.append(function)
+        return record(function, state)
+
+    def decode(decoder, memory, task, grammar, top_p, generator):
+        with torch.inference_mode():
+            run, inputs = decoding_tokens._start(decoder, memory, task, grammar, top_p, generator, compiled=False)
+            chosen, logits = decoding_tokens._replay_steps(run, inputs, grammar, capture)
+        return torch.stack(chosen, 1), logits
+
+    decode.recordings = recordings
+    return decode
+
+
+def grammars(vocabulary):
+    return {
+        "depth soft": depth_grammar(vocabulary, LENGTH, soft=True),
+        "depth hard": depth_grammar(vocabulary, LENGTH, soft=False),
+        "instances": object_grammar(vocabulary, 2, 5 + 4, soft=True),
+    }
+
+
+@pytest.mark.parametrize("kind", ["depth soft", "depth hard", "instances"])
+@pytest.mark.parametrize("length", [4, 5, 128])
+@torch.no_grad()
+def test_replayed_steps_equal_plain_ones(decoder, vocabulary, memory, replaying, monkeypatch, kind, length):
+    monkeypatch.setattr(decoding_tokens, "REPLAY_LENGTH", length)
+    grammar = grammars(vocabulary)[kind]
+    args = (TASK, grammar, 0.9)
+    expected = decode_autoregressively(decoder, memory, *args, torch.Generator().manual_seed(0))
+    sequences, logits = replaying(decoder, memory, *args, torch.Generator().manual_seed(0))
+    assert torch.equal(sequences, expected.sequences)
+    deviations = [(x - y).abs().max() for x, y in zip(logits, expected.step_logits, strict=True)]
+    assert max(deviations) < 1e-5
+    kinds = {(step, position // length) for position, step in enumerate(grammar)}
+    assert len(replaying.recordings) == len(kinds) < len(grammar)
+
+
+@torch.no_grad()
+def test_a_replay_that_sees_later_positions_would_be_noticed(decoder, vocabulary, memory, replaying, monkeypatch):
+    grammar = depth_grammar(vocabulary, LENGTH, soft=True)
+    expected = torch.stack(decode_autoregressively(decoder, memory, TASK, grammar).step_logits)
+    hidden = decoding_tokens.FixedShapePosition.hide_later
+    monkeypatch.setattr(
+        decoding_tokens.FixedShapePosition, "hide_later", lambda self, like: 0 * hidden(self, like).exp()
+    )
+    logits = torch.stack(replaying(decoder, memory, TASK, grammar, 0.0, None)[1])
+    assert (logits - expected).abs().max() > 1e-3
+
+
+def test_cuda_graphs_need_cuda(decoder, vocabulary, memory):
+    with pytest.raises(ValueError, match="cuda_graphs needs the model on a CUDA device, got cpu"):
+        decode_autoregressively(decoder, memory, TASK, depth_grammar(vocabulary, 3, soft=True), cuda_graphs=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+@torch.no_grad()
+def test_cuda_graphs_equal_plain_steps(decoder, vocabulary, memory, compiled):
+    decoder, memory = decoder.cuda(), memory.cuda()
+    grammar = depth_grammar(vocabulary, LENGTH, soft=True)
+    expected = decode_autoregressively(decoder, memory, TASK, grammar)
+    actual = decode_autoregressively(decoder, memory, TASK, grammar, cuda_graphs=True, compiled=compiled)
+    assert torch.equal(actual.sequences, expected.sequences)
+    assert (torch.stack(actual.step_logits) - torch.stack(expected.step_logits)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["depth soft", "instances"])
+@torch.no_grad()
+def test_compiled_steps_equal_plain_ones(decoder, vocabulary, memory, monkeypatch, kind):
+    torch._dynamo.reset()
+    graphs = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    compiled = torch.compile(decoding_tokens.AiTTokenDecoder.step, fullgraph=True, dynamic=True, backend=graphs)
+    monkeypatch.setattr(decoding_tokens, "_compiled_step", lambda: compiled)
+    grammar = grammars(vocabulary)[kind]
+    for rows in (memory, memory.flip(0)):
+        expected = decode_autoregressively(decoder, rows, TASK, grammar)
+        actual = decode_autoregressively(decoder, rows, TASK, grammar, compiled=True)
+        assert torch.equal(actual.sequences, expected.sequences)
+    assert graphs.frame_count == 1, "one graph serves every position and run"
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiling_for_real(decoder, vocabulary, memory):
+    torch._dynamo.reset()
+    grammar = depth_grammar(vocabulary, LENGTH, soft=True)
+    expected = decode_autoregressively(decoder, memory, TASK, grammar)
+    actual = decode_autoregressively(decoder, memory, TASK, grammar, compiled=True)
+    assert (torch.stack(actual.step_logits) - torch.stack(expected.step_logits)).abs().max() < 1e-4

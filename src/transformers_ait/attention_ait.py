@@ -45,8 +45,14 @@ def attend(
     return F.dropout(weights, dropout) @ value
 
 
-def attend_once(query: Tensor, keys: Tensor, values: Tensor, implementation: str | None = "sdpa") -> Tensor:
-    """Attention output of a single query per group, `softmax(query @ keys) @ values`; the query carries the scale.
+def attend_once(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    implementation: str | None = "sdpa",
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Attention output of one query per group, `softmax(query @ keys + bias) @ values`; the query carries the scale.
 
     On a CPU the softmax is written out: for one query the fused kernel spends longer on preparing its blocks than two
     batched products take.
@@ -56,11 +62,16 @@ def attend_once(query: Tensor, keys: Tensor, values: Tensor, implementation: str
         keys: (G, head_dim, S), transposed.
         values: (G, S, head_dim).
         implementation: "eager" writes the softmax out everywhere.
+        bias: additive (S,), the same in every group.
 
     Returns:
         (G, 1, head_dim).
     """
     if implementation == "eager" or query.device.type == "cpu":
-        return torch.bmm(torch.bmm(query, keys).softmax(dim=-1), values)
+        scores = torch.bmm(query, keys) if bias is None else torch.baddbmm(bias, query, keys)
+        return torch.bmm(scores.softmax(dim=-1), values)
     # The fused kernels of accelerators want four axes.
-    return F.scaled_dot_product_attention(query[None], keys.transpose(1, 2)[None], values[None], scale=1.0)[0]
+    mask = None if bias is None else bias.expand(1, query.shape[0], 1, -1)
+    return F.scaled_dot_product_attention(
+        query[None], keys.transpose(1, 2)[None], values[None], attn_mask=mask, scale=1.0
+    )[0]

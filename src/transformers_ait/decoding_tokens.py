@@ -1,13 +1,19 @@
 """The decoding loop under a grammar: soft or hard feedback, greedy or nucleus, or one parallel pass."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .modeling_token_decoder import AiTTokenDecoder
+from .modeling_token_decoder import AiTTokenDecoder, DecoderCache, FixedShapePosition
 from .sequence_ait import TokenStep
+
+# A function over fixed memory and the tensors it changes, to something that repeats it.
+Capture = Callable[[Callable[[], tuple[Tensor, ...]], Sequence[Tensor]], Callable[[], tuple[Tensor, ...]]]
+# Captured steps read the past in multiples of this: more recordings against more positions read in vain.
+REPLAY_LENGTH = 128
 
 
 @dataclass
@@ -30,6 +36,9 @@ def decode_autoregressively(
     grammar: Sequence[TokenStep],
     top_p: float = 0.0,
     generator: torch.Generator | None = None,
+    *,
+    compiled: bool = False,
+    cuda_graphs: bool = False,
 ) -> DecodedTokens:
     """Decode one position after the other.
 
@@ -44,11 +53,21 @@ def decode_autoregressively(
         top_p: nucleus of the positions that the grammar samples; 0 is greedy.
         generator: source of randomness. One number is drawn per position and shared by the batch, so an image's result
             depends on the seed alone, not on its neighbours.
+        compiled: run the decoder's step through torch.compile, which takes a while at the first call.
+        cuda_graphs: record the kernels of a step and replay them, which spares their launches.
+
+    Raises:
+        ValueError: CUDA graphs without a CUDA device.
     """
+    if cuda_graphs and memory.device.type != "cuda":
+        raise ValueError(f"cuda_graphs needs the model on a CUDA device, got {memory.device}; leave it out there.")
     # Autocast would convert every weight anew at every step; autograd's bookkeeping takes a twentieth of the time.
     with torch.inference_mode(), torch.autocast(memory.device.type, enabled=False):
-        memory = memory.to(decoder.token_embeddings.dtype)
-        chosen, step_logits = _decode_steps(decoder, memory, task_id, grammar, top_p, generator)
+        run, inputs = _start(decoder, memory, task_id, grammar, top_p, generator, compiled)
+        if cuda_graphs:
+            chosen, step_logits = _replay_steps(run, inputs, grammar, capture_cuda_graph)
+        else:
+            chosen, step_logits = _decode_steps(run, inputs, grammar)
     # Copies, because autograd refuses tensors made in inference mode.
     with torch.no_grad():
         return DecodedTokens(torch.stack(chosen, dim=1), [logits.clone() for logits in step_logits])
@@ -70,7 +89,8 @@ def decode_in_parallel(
     """
     if len(set(grammar)) != 1:
         raise ValueError("grammar must allow the same ids at every position to be decoded in parallel.")
-    hidden = decoder(decoder.mask_inputs(len(memory), len(grammar), task_id), memory)
+    # memory.shape[0], because len() would fix the batch of an exported program.
+    hidden = decoder(decoder.mask_inputs(memory.shape[0], len(grammar), task_id), memory)
     allowed = grammar[0].allowed
     logits = decoder.logits(hidden, allowed.rows)
     return DecodedTokens(allowed.to_ids(logits.argmax(dim=-1)), list(logits.unbind(1)))
@@ -119,34 +139,136 @@ class _StepRows:
         return cls(embeddings, rows.T, torch.cat((bias, decoder.output_bias[rival])))
 
 
-def _decode_steps(
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every step of a decoding run needs.
+
+    Args:
+        decoder: the token decoder.
+        cache: its keys and values.
+        advance: `AiTTokenDecoder.step`, compiled or not.
+        rows: per kind of position, the vocabulary rows.
+        positions: (L, d), embeddings of the positions.
+        draws: (L,) random numbers in [0, 1), or None for a greedy run.
+        top_p: nucleus.
+    """
+
+    decoder: AiTTokenDecoder
+    cache: DecoderCache
+    advance: Callable[..., Tensor]
+    rows: dict[TokenStep, _StepRows]
+    positions: Tensor
+    draws: Tensor | None
+    top_p: float
+
+    def take(
+        self, inputs: Tensor, step: TokenStep, position: int | FixedShapePosition
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One position: the next input (B, d), the chosen ids (B,) and the logits (B, allowed [+ 1])."""
+        number = position if isinstance(position, int) else position.index
+        hidden = self.advance(self.decoder, inputs + self.positions[number], self.cache, position)
+        embeddings, matrix, bias = self.rows[step].embeddings, self.rows[step].matrix, self.rows[step].bias
+        logits = torch.addmm(bias, hidden, matrix)
+        allowed = logits[:, : len(embeddings)]
+        if step.sampled and self.draws is not None:
+            choice = nucleus_choice(allowed, self.top_p, self.draws[number])
+        else:
+            choice = allowed.argmax(dim=-1)
+        following = allowed.softmax(dim=-1) @ embeddings if step.soft else embeddings[choice]
+        return following, step.allowed.to_ids(choice), logits
+
+
+@functools.cache
+def _compiled_step() -> Callable[..., Tensor]:
+    return torch.compile(AiTTokenDecoder.step, fullgraph=True, dynamic=True)
+
+
+def _start(
     decoder: AiTTokenDecoder,
     memory: Tensor,
     task_id: int,
     grammar: Sequence[TokenStep],
     top_p: float,
     generator: torch.Generator | None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The loop of `decode_autoregressively`: per position chosen ids and logits. It never waits for the device."""
-    cache = decoder.start_cache(memory, len(grammar))
-    rows = {step: _StepRows.of(decoder, step) for step in set(grammar)}
-    positions = decoder.position_embeddings[task_id, : len(grammar)].unbind()
-    draws = _uniform_draws(len(grammar), memory.device, generator) if top_p > 0 else None
-    inputs = decoder.task_embeddings[task_id].expand(len(memory), -1)
+    compiled: bool,
+) -> tuple[_Run, Tensor]:
+    """What the steps of `decode_autoregressively` need, and the first input (B, d)."""
+    memory = memory.to(decoder.token_embeddings.dtype)
+    run = _Run(
+        decoder=decoder,
+        cache=decoder.start_cache(memory, len(grammar)),
+        advance=_compiled_step() if compiled else AiTTokenDecoder.step,
+        rows={step: _StepRows.of(decoder, step) for step in set(grammar)},
+        positions=decoder.position_embeddings[task_id, : len(grammar)],
+        draws=_uniform_draws(len(grammar), memory.device, generator) if top_p > 0 else None,
+        top_p=top_p,
+    )
+    return run, decoder.task_embeddings[task_id].expand(memory.shape[0], -1)
+
+
+def _decode_steps(run: _Run, inputs: Tensor, grammar: Sequence[TokenStep]) -> tuple[list[Tensor], list[Tensor]]:
+    """Per position chosen ids and logits. The loop never waits for the device."""
     chosen, step_logits = [], []
     for position, step in enumerate(grammar):
-        hidden = decoder.step(inputs + positions[position], cache, position)
-        embeddings, matrix, bias = rows[step].embeddings, rows[step].matrix, rows[step].bias
-        logits = torch.addmm(bias, hidden, matrix)
-        allowed = logits[:, : len(embeddings)]
-        if step.sampled and draws is not None:
-            choice = nucleus_choice(allowed, top_p, draws[position])
-        else:
-            choice = allowed.argmax(dim=-1)
-        inputs = allowed.softmax(dim=-1) @ embeddings if step.soft else embeddings[choice]
-        chosen.append(step.allowed.to_ids(choice))
+        inputs, choice, logits = run.take(inputs, step, position)
+        chosen.append(choice)
         step_logits.append(logits)
     return chosen, step_logits
+
+
+def _replay_steps(
+    run: _Run, inputs: Tensor, grammar: Sequence[TokenStep], capture: Capture
+) -> tuple[list[Tensor], list[Tensor]]:
+    """As `_decode_steps`, with one captured step per kind of position and multiple of `REPLAY_LENGTH`."""
+    inputs = inputs.clone()
+    index = torch.zeros(1, dtype=torch.long, device=inputs.device)
+    replays: dict[tuple[TokenStep, int], Callable[[], tuple[Tensor, ...]]] = {}
+    chosen, step_logits = [], []
+    for position, step in enumerate(grammar):
+        length = min((position // REPLAY_LENGTH + 1) * REPLAY_LENGTH, len(grammar))
+        if (step, length) not in replays:
+
+            def take(step: TokenStep = step, length: int = length) -> tuple[Tensor, ...]:
+                following, choice, logits = run.take(inputs, step, FixedShapePosition(index, length))
+                inputs.copy_(following)
+                index.add_(1)
+                return choice, logits
+
+            replays[step, length] = capture(take, (inputs, index))
+        choice, logits = replays[step, length]()
+        # Copies, because the next replay writes to the same place.
+        chosen.append(choice.clone())
+        step_logits.append(logits.clone())
+    return chosen, step_logits
+
+
+def capture_cuda_graph(function: Callable[[], tuple[Tensor, ...]], state: Sequence[Tensor]) -> Callable:
+    """Record a function's kernels as a CUDA graph.
+
+    Args:
+        function: takes nothing and returns tensors; always reads and writes the same memory.
+        state: what the function changes and the run before the recording must leave as it was.
+
+    Returns:
+        A function that replays the kernels and returns the tensors, whose content every replay overwrites.
+    """
+    before = [tensor.clone() for tensor in state]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # libraries set themselves up in a first run, which must not be recorded
+        function()
+    torch.cuda.current_stream().wait_stream(stream)
+    for tensor, value in zip(state, before, strict=True):
+        tensor.copy_(value)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = function()
+
+    def replay() -> tuple[Tensor, ...]:
+        graph.replay()
+        return outputs
+
+    return replay
 
 
 def _uniform_draws(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sequence_ait import IGNORE_INDEX
+from .sequence_ait import CLASS_POSITION, HEADER_LENGTH, IGNORE_INDEX, NUM_COORDINATES
 
 MIN_DEPTH = 1e-3
 
@@ -58,3 +58,15 @@ def dice_and_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     overlap = 2 * (clipped * truth).sum(1) + 1
     dice = 1 - overlap / (clipped.sum(1) + truth.sum(1) + 1)
     return dice.mean() + F.mse_loss(prediction, target)
+
+
+def object_loss_means(losses: Tensor, target_ids: Tensor, tokens: int, task: str) -> dict[str, Tensor]:
+    """Unweighted mean cross-entropies of coordinates, classes and mask codes, each 0 where nothing is supervised."""
+    losses, supervised = (x.unflatten(1, (-1, tokens)) for x in (losses, target_ids != IGNORE_INDEX))
+    ranges = {"box": slice(0, NUM_COORDINATES), "class": slice(CLASS_POSITION, HEADER_LENGTH)}
+    if tokens > HEADER_LENGTH:
+        ranges["mask"] = slice(HEADER_LENGTH, tokens)
+    return {
+        f"{task}_{name}_ce": losses[..., part].sum() / supervised[..., part].sum().clamp(min=1)
+        for name, part in ranges.items()
+    }

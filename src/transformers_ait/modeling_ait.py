@@ -15,7 +15,12 @@ from transformers.utils import ModelOutput
 from .configuration_ait import TASK_IDS, AiTConfig
 from .decoding_tokens import decode_autoregressively, decode_in_parallel
 from .distributed_ait import mean_over_processes
-from .losses_ait import dice_and_squared_error, scale_invariant_log_loss, token_cross_entropies
+from .losses_ait import (
+    dice_and_squared_error,
+    object_loss_means,
+    scale_invariant_log_loss,
+    token_cross_entropies,
+)
 from .mask_geometry_ait import crop_masks
 from .modeling_ait_swinv2 import AiTSwinV2Backbone
 from .modeling_ait_vqvae import AiTVQVAEModel
@@ -25,9 +30,9 @@ from .sequence_ait import (
     CLASS_POSITION,
     HEADER_LENGTH,
     IGNORE_INDEX,
-    NUM_COORDINATES,
     bins_to_boxes,
     boxes_to_bins,
+    check_instance_label,
     corrupt_classes,
     depth_grammar,
     depth_sequence,
@@ -277,6 +282,9 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
         soft_feedback: bool | None = None,
         soft_decode: bool | None = None,
         task_ids: Tensor | None = None,
+        encoder_memory: Tensor | None = None,
+        compiled: bool = False,
+        cuda_graphs: bool = False,
     ) -> AiTOutput:
         """Decode a prediction.
 
@@ -289,13 +297,18 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
             soft_feedback: feed expected embeddings back instead of picked codes; None is the configuration's choice.
             soft_decode: decode code probabilities instead of picked codes; None is the configuration's choice.
             task_ids: (B,), all alike: the task as an image processor's `task` gives it.
+            encoder_memory: (B or B * views, N, d), `get_encoder_memory` of the same images, which spares the backbone
+                when several tasks look at one image.
+            compiled: run the decoder's steps through torch.compile; the first call takes a while.
+            cuda_graphs: record a step's kernels once per run and replay them (CUDA). Neither is for a parallel model,
+                which takes no steps: compile its `model.backbone`, `model.encoder` and `model.decoder`.
 
         Returns:
             For depth `sequences`, `code_logits` and `predicted_depth`; for objects `sequences`, `boxes`, `scores`,
             `class_labels`, and for instances `code_logits` and `mask_values`.
 
         Raises:
-            ValueError: unknown task, or images that the model cannot take.
+            ValueError: unknown task, images that the model cannot take, or a memory of other images.
         """
         task = self._resolve_task(task, task_ids)
         if self.config.initialization_only:
@@ -305,18 +318,37 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
             )
         soft_feedback = self.config.soft_feedback if soft_feedback is None else soft_feedback
         soft_decode = self.config.soft_decode if soft_decode is None else soft_decode
+        speed = {"compiled": compiled, "cuda_graphs": cuda_graphs}
         if task == "depth":
-            return self._generate_depth(pixel_values, soft_feedback, soft_decode)
+            return self._generate_depth(pixel_values, encoder_memory, soft_feedback, soft_decode, speed)
+        memory = self._memory_or_given(pixel_values, encoder_memory)
+        tokens, count = self.config.tokens_per_object[task], self._check_max_objects(max_objects)
+        grammar = object_grammar(self.config.vocabulary, count, tokens, soft_feedback)
         top_p = self.config.top_p if top_p is None else top_p
-        num_objects = self._check_max_objects(max_objects)
-        tokens = self.config.tokens_per_object[task]
-        grammar = object_grammar(self.config.vocabulary, num_objects, tokens, soft_feedback)
-        memory = self.get_encoder_memory(pixel_values)
-        decoder = self.model.decoder
-        decoded = decode_autoregressively(decoder, memory, TASK_IDS[task], grammar, top_p, generator)
+        decoded = decode_autoregressively(
+            self.model.decoder, memory, TASK_IDS[task], grammar, top_p, generator, **speed
+        )
         return self._objects_from_tokens(decoded.sequences, decoded.step_logits, tokens, soft_decode)
 
-    def _generate_depth(self, pixel_values: Tensor, soft_feedback: bool, soft_decode: bool) -> AiTOutput:
+    def _memory_or_given(self, pixel_values: Tensor, encoder_memory: Tensor | None) -> Tensor:
+        if encoder_memory is None:
+            return self.get_encoder_memory(pixel_values)
+        expected = (len(pixel_values), self.config.grid_size**2, self.config.decoder_config.hidden_size)
+        if encoder_memory.shape != expected:
+            raise ValueError(
+                f"encoder_memory must be {expected} for these images, got {tuple(encoder_memory.shape)}; take it from "
+                "get_encoder_memory of the same pixel_values."
+            )
+        return encoder_memory
+
+    def _generate_depth(
+        self,
+        pixel_values: Tensor,
+        encoder_memory: Tensor | None,
+        soft_feedback: bool,
+        soft_decode: bool,
+        speed: Mapping[str, bool],
+    ) -> AiTOutput:
         if pixel_values.ndim not in (4, 5):
             raise ValueError(
                 "pixel_values must be (batch, channels, height, width) or (batch, views, channels, height, width), got "
@@ -325,10 +357,17 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
         views = pixel_values.shape[:-3]
         images = pixel_values.flatten(0, -4)
         self._check_depth_size(images)
-        memory = self.get_encoder_memory(images)
+        memory = self._memory_or_given(images, encoder_memory)
         grammar = depth_grammar(self.config.vocabulary, self.config.sequence_length("depth"), soft_feedback)
-        decode = decode_in_parallel if self.config.parallel else decode_autoregressively
-        decoded = decode(self.model.decoder, memory, TASK_IDS["depth"], grammar)
+        decoder, task_id = self.model.decoder, TASK_IDS["depth"]
+        if not self.config.parallel:
+            decoded = decode_autoregressively(decoder, memory, task_id, grammar, **speed)
+        elif any(speed.values()):
+            raise ValueError(
+                "compiled and cuda_graphs are for stepwise models, and this one is parallel; see generate."
+            )
+        else:
+            decoded = decode_in_parallel(decoder, memory, task_id, grammar)
         code_logits = torch.stack(decoded.step_logits, dim=1)
         depth = self._detokenize_depth(code_logits, soft_decode)[:, : images.shape[2], : images.shape[3]]
         return AiTOutput(
@@ -394,7 +433,7 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
         losses = token_cross_entropies(logits, target_ids)
         weights = token_weights(target_ids.shape[1], tokens, config.mask_code_weight).to(losses)
         total = (losses * weights).sum()
-        parts = _object_means(losses.detach(), target_ids, tokens, task)
+        parts = object_loss_means(losses.detach(), target_ids, tokens, task)
         if task == "instance":
             parts["instance_aux"] = losses.new_zeros(())
         if task == "instance" and config.soft_decode:
@@ -424,7 +463,7 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
         if "input_ids" in label:
             crops = label.get("mask_crops", torch.zeros(0))
             return label["input_ids"].to(device), label["target_ids"].to(device), crops.to(device)
-        _check_instance_label(label, size, config.num_labels, needs_masks=task == "instance")
+        check_instance_label(label, size, config.num_labels, needs_masks=task == "instance")
         generator = torch.Generator().manual_seed(int(label["seed"])) if "seed" in label else None
         kept = torch.randperm(len(label["boxes"]), generator=generator)[: config.num_objects]
         boxes, classes = (label[name][kept.to(label[name].device)].to(device) for name in ("boxes", "class_labels"))
@@ -536,44 +575,3 @@ def _detokenize(tokenizer: AiTVQVAEModel | AiTBinTokenizer, code_logits: Tensor,
 def _supervised_count(target_ids: Tensor) -> Tensor:
     """Supervised tokens of the batch, averaged over processes, at least 1."""
     return mean_over_processes((target_ids != IGNORE_INDEX).sum().float()).clamp(min=1)
-
-
-def _object_means(losses: Tensor, target_ids: Tensor, tokens: int, task: str) -> dict[str, Tensor]:
-    """Unweighted mean cross-entropies of coordinates, classes and mask codes, each 0 where nothing is supervised."""
-    losses, supervised = (x.unflatten(1, (-1, tokens)) for x in (losses, target_ids != IGNORE_INDEX))
-    ranges = {"box": slice(0, NUM_COORDINATES), "class": slice(CLASS_POSITION, HEADER_LENGTH)}
-    if tokens > HEADER_LENGTH:
-        ranges["mask"] = slice(HEADER_LENGTH, tokens)
-    return {
-        f"{task}_{name}_ce": losses[..., part].sum() / supervised[..., part].sum().clamp(min=1)
-        for name, part in ranges.items()
-    }
-
-
-def _check_instance_label(label: Mapping[str, Tensor], size: tuple[int, int], classes: int, needs_masks: bool) -> None:
-    """Raise a ValueError that names the entry at fault."""
-    needed = ("boxes", "class_labels", "masks") if needs_masks else ("boxes", "class_labels")
-    missing = [name for name in needed if name not in label]
-    if missing:
-        raise ValueError(f"instance_labels need {list(needed)} (or input_ids and target_ids); missing {missing}.")
-    count = len(label["class_labels"])
-    if label["boxes"].shape != (count, 4):
-        raise ValueError(
-            f"boxes must be ({count}, 4), xyxy pixels, one per class label; got {tuple(label['boxes'].shape)}."
-        )
-    if count and not (label["boxes"].isfinite().all() and (label["boxes"][:, 2:] > label["boxes"][:, :2]).all()):
-        raise ValueError("boxes must be finite with x2 > x1 and y2 > y1; drop empty ones before training.")
-    bad = ((label["class_labels"] < 0) | (label["class_labels"] >= classes)).nonzero().flatten().tolist()
-    if bad and "annotation_ids" in label:
-        raise ValueError(
-            f"Annotation {int(label['annotation_ids'][bad[0]])} of image {int(label['image_id'])} has class index "
-            f"{int(label['class_labels'][bad[0]])}, but class_labels must lie in [0, {classes}); category_to_index "
-            "does not fit config.id2label."
-        )
-    if bad:
-        raise ValueError(f"class_labels must lie in [0, {classes}), got {label['class_labels'].tolist()}.")
-    if needs_masks and label["masks"].shape != (count, *size):
-        raise ValueError(
-            f"masks must be ({count}, {size[0]}, {size[1]}), one per box and as large as pixel_values; got "
-            f"{tuple(label['masks'].shape)}."
-        )

@@ -79,6 +79,23 @@ class NormWeights(NamedTuple):
         return torch.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
+class FixedShapePosition(NamedTuple):
+    """A position whose number is read on the device, so that one sequence of kernels serves many positions.
+
+    Args:
+        index: (1,) integer.
+        length: how many positions of the past are read; later ones than `index` among them count for nothing.
+    """
+
+    index: Tensor
+    length: int
+
+    def hide_later(self, like: Tensor) -> Tensor:
+        """Attention bias (length,): 0 up to the position, minus infinity after it."""
+        later = torch.arange(self.length, device=self.index.device) > self.index
+        return torch.zeros_like(later, dtype=like.dtype).masked_fill(later, float("-inf"))
+
+
 @dataclass(slots=True)
 class DecodingBlock:
     """A decoder block during one decoding run: its weights as a step uses them, and keys and values.
@@ -112,24 +129,35 @@ class DecodingBlock:
     past: Tensor
     implementation: str | None
 
-    def step(self, x: Tensor, position: int) -> Tensor:
-        """The block's output (B, d) at one position for its input x (B, d), which it overwrites."""
-        attended = self._attend_to_past(self.norms[0].apply(x), position)
+    def step(self, x: Tensor, position: int | FixedShapePosition, hidden: Tensor | None = None) -> Tensor:
+        """The block's output (B, d) at one position for its input x (B, d), which it overwrites.
+
+        Args:
+            x: (B, d).
+            position: number of the position.
+            hidden: `position.hide_later(x)` where the position is of fixed shape.
+        """
+        attended = self._attend_to_past(self.norms[0].apply(x), position, hidden)
         x = self.self_projection.add_to(x, attended)
         query = self.cross_query.apply(self.norms[1].apply(x)).view(len(self.memory_keys), 1, -1)
         attended = attend_once(query, self.memory_keys, self.memory_values, self.implementation)
         x = self.cross_projection.add_to(x, attended.view(x.shape))
         return self._add_feed_forward(x, self.norms[2].apply(x))
 
-    def _attend_to_past(self, normalized: Tensor, position: int) -> Tensor:
+    def _attend_to_past(self, normalized: Tensor, position: int | FixedShapePosition, hidden: Tensor | None) -> Tensor:
         """Append the position's key and value to the past; the attention output (B, d)."""
         groups, head_dim = self.past.shape[1], self.past.shape[3]
         projected = self.query_key_value.apply(normalized).view(len(normalized), 3, -1)
         projected = projected.transpose(0, 1).reshape(3, groups, head_dim)
-        self.past.select(2, position).copy_(projected.narrow(0, 1, 2))
-        keys, values = self.past.narrow(2, 0, position + 1).unbind()
+        if isinstance(position, FixedShapePosition):
+            self.past.index_copy_(2, position.index, projected.narrow(0, 1, 2).unsqueeze(2))
+            length = position.length
+        else:
+            self.past.select(2, position).copy_(projected.narrow(0, 1, 2))
+            length = position + 1
+        keys, values = self.past.narrow(2, 0, length).unbind()
         query = projected.narrow(0, 0, 1).transpose(0, 1)
-        return attend_once(query, keys.transpose(1, 2), values, self.implementation).view(normalized.shape)
+        return attend_once(query, keys.transpose(1, 2), values, self.implementation, hidden).view(normalized.shape)
 
     def _add_feed_forward(self, x: Tensor, normalized: Tensor) -> Tensor:
         """Add the feed-forward network's output, with gelu(h) = s (u + u erf(u)) for u = s h and s = sqrt(1/2).
@@ -291,7 +319,8 @@ class AiTDecoderBlock(GradientCheckpointingLayer):
             contract=AffineWeights.of(self.mlp.fc2),
             memory_keys=keys.transpose(1, 2),
             memory_values=values,
-            past=memory.new_empty(2, groups, max_length, head_dim),
+            # Zeros, because a step of fixed shape reads positions that are still to come, at weight 0.
+            past=memory.new_zeros(2, groups, max_length, head_dim),
             implementation=cross.config._attn_implementation,
         )
 
@@ -325,7 +354,8 @@ class AiTTokenDecoder(nn.Module):
 
     def inputs(self, token_embeddings: Tensor, task_id: int) -> Tensor:
         """Decoder inputs (B, L + 1, d): the task embedding, then L token embeddings (B, L, d); positions added."""
-        start = self.task_embeddings[task_id].expand(len(token_embeddings), 1, -1)
+        # shape[0], because len() would fix the batch of an exported program.
+        start = self.task_embeddings[task_id].expand(token_embeddings.shape[0], 1, -1)
         embeddings = torch.cat((start, token_embeddings), dim=1)
         return embeddings + self.position_embeddings[task_id, : embeddings.shape[1]]
 
@@ -357,11 +387,12 @@ class AiTTokenDecoder(nn.Module):
         return DecoderCache(blocks, NormWeights.of(self.norm))
 
     @torch.no_grad()
-    def step(self, inputs: Tensor, cache: DecoderCache, position: int) -> Tensor:
+    def step(self, inputs: Tensor, cache: DecoderCache, position: int | FixedShapePosition) -> Tensor:
         """Hidden state (B, d) of the decoder input (B, d) at `position`, extending the cache; nothing is dropped."""
         x = inputs.clone()
+        hidden = position.hide_later(x) if isinstance(position, FixedShapePosition) else None
         for block in cache.blocks:
-            x = block.step(x, position)
+            x = block.step(x, position, hidden)
         return cache.norm.apply(x)
 
     def _blocks(self) -> Iterator[AiTDecoderBlock]:

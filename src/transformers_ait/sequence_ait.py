@@ -1,5 +1,6 @@
 """Token sequences as pure functions: what each position may hold, and how annotations become inputs and targets."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -196,3 +197,32 @@ def token_weights(length: int, tokens_per_object: int, mask_code_weight: float) 
     """Cross-entropy weights (length,) of an object sequence: `mask_code_weight` for mask codes, 1 elsewhere."""
     weights = F.pad(torch.ones(HEADER_LENGTH), (0, tokens_per_object - HEADER_LENGTH), value=mask_code_weight)
     return weights.repeat(length // tokens_per_object)
+
+
+def check_instance_label(label: Mapping[str, Tensor], size: tuple[int, int], classes: int, needs_masks: bool) -> None:
+    """Raise a ValueError that names the entry at fault."""
+    needed = ("boxes", "class_labels", "masks") if needs_masks else ("boxes", "class_labels")
+    missing = [name for name in needed if name not in label]
+    if missing:
+        raise ValueError(f"instance_labels need {list(needed)} (or input_ids and target_ids); missing {missing}.")
+    count = len(label["class_labels"])
+    if label["boxes"].shape != (count, 4):
+        raise ValueError(
+            f"boxes must be ({count}, 4), xyxy pixels, one per class label; got {tuple(label['boxes'].shape)}."
+        )
+    if count and not (label["boxes"].isfinite().all() and (label["boxes"][:, 2:] > label["boxes"][:, :2]).all()):
+        raise ValueError("boxes must be finite with x2 > x1 and y2 > y1; drop empty ones before training.")
+    bad = ((label["class_labels"] < 0) | (label["class_labels"] >= classes)).nonzero().flatten().tolist()
+    if bad and "annotation_ids" in label:
+        raise ValueError(
+            f"Annotation {int(label['annotation_ids'][bad[0]])} of image {int(label['image_id'])} has class index "
+            f"{int(label['class_labels'][bad[0]])}, but class_labels must lie in [0, {classes}); category_to_index "
+            "does not fit config.id2label."
+        )
+    if bad:
+        raise ValueError(f"class_labels must lie in [0, {classes}), got {label['class_labels'].tolist()}.")
+    if needs_masks and label["masks"].shape != (count, *size):
+        raise ValueError(
+            f"masks must be ({count}, {size[0]}, {size[1]}), one per box and as large as pixel_values; got "
+            f"{tuple(label['masks'].shape)}."
+        )
