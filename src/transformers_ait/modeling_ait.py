@@ -160,6 +160,13 @@ class AiTModel(AiTPreTrainedModel):
         self.decoder = AiTTokenDecoder(config.decoder_config, config.vocabulary.size, config.parallel)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The module that the image enters: the backbone's patch embedding, or a backbone that has no such module."""
+        try:
+            return self.backbone.get_input_embeddings()
+        except NotImplementedError:
+            return self.backbone
+
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Backbone map (B, C, h, w) of images (B, 3, H, W), zero-padded at bottom and right to the model's size.
 

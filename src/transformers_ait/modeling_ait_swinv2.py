@@ -336,6 +336,10 @@ class AiTSwinV2Backbone(PreTrainedModel):
             init.constant_(module.logit_scale, math.log(10.0))
             init.copy_(module.coordinates, relative_coordinates(module.window, module.pretrained_window))
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch embedding."""
+        return self.embeddings
+
     def forward(self, pixel_values: Tensor, **kwargs) -> BackboneOutput:
         """Map of an image of any size.
 

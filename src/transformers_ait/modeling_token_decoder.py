@@ -39,13 +39,16 @@ class AffineWeights(NamedTuple):
 
     @classmethod
     def of(cls, layer: nn.Module, scale: float = 1.0) -> "AffineWeights":
-        """Views of a layer's parameters; copies where the output is to be scaled."""
+        """Views of a layer's parameters; copies where the output is to be scaled or the weight is quantised."""
         if not isinstance(layer, nn.Linear):
             raise TypeError(
                 f"Decoding step by step needs nn.Linear layers in the decoder, got {type(layer).__name__}. Merge "
                 "adapters into the weights first."
             )
-        weight, bias = layer.weight.T, layer.bias
+        weight, bias = layer.weight, layer.bias
+        if type(weight.data) is not Tensor:
+            weight = weight.dequantize()  # a quantised weight, expanded once per run
+        weight = weight.T
         return cls(weight, bias) if scale == 1 else cls(weight * scale, bias * scale)
 
     @classmethod
