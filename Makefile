@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# torchao's import makes torch log two deprecations that only torchao can act on.
+export TORCH_LOGS := -torch.utils._pytree
+
 .PHONY: demo test test-all lint bench clean
 
 $(STAMP): setup.cfg pyproject.toml

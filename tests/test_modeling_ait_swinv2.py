@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Swinv2Config, Swinv2Model
 
-from transformers_ait import AiTSwinV2Backbone, AiTSwinV2Config
+from transformers_ait import AiTSwinV2Backbone, AiTSwinV2Config, modeling_ait_swinv2
 from transformers_ait.modeling_ait_swinv2 import relative_coordinates
 
 TOLERANCE = 1e-5
@@ -377,6 +377,42 @@ def test_cache_is_not_saved_and_non_persistent_tables_are_rebuilt(any_cache, ima
     assert all(torch.equal(buffers[name], expected_buffers[name]) for name in buffers)
     with torch.no_grad():
         assert torch.equal(feature(loaded, images), expected)
+
+
+# --- batches in chunks ---
+
+
+def chunk_sizes(backbone, images, monkeypatch, limit):
+    """The batch sizes that the first block of every stage sees under a limit on its widest tensor."""
+    monkeypatch.setattr(modeling_ait_swinv2, "CPU_CHUNK_BYTES", limit)
+    seen = [[] for _ in backbone.stages]
+    hooks = [
+        stage.blocks[0].register_forward_pre_hook(lambda _, args, sizes=sizes: sizes.append(len(args[0])))
+        for stage, sizes in zip(backbone.stages, seen, strict=True)
+    ]
+    result = feature(backbone, images)
+    for hook in hooks:
+        hook.remove()
+    return seen, result
+
+
+# A position's widest vector is 32 numbers in the first stage, on 8 x 8 positions, and 64 in the second, on 4 x 4.
+@pytest.mark.parametrize(
+    "limit, expected",
+    [(1, [[1, 1, 1], [1, 1, 1]]), (2 * 8 * 8 * 32 * 4, [[2, 1], [3]]), (2**30, [[3], [3]])],
+)
+@torch.no_grad()
+def test_chunks_change_nothing(any_cache, images, monkeypatch, limit, expected):
+    sizes, result = chunk_sizes(any_cache, images, monkeypatch, limit)
+    assert sizes == expected
+    monkeypatch.undo()
+    assert deviation(result, feature(any_cache, images)) < TOLERANCE
+
+
+def test_training_is_not_chunked(backbone, images, monkeypatch):
+    expected = gradients(backbone, images)
+    monkeypatch.setattr(modeling_ait_swinv2, "CPU_CHUNK_BYTES", 1)
+    assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients(backbone, images).items())
 
 
 # Scratch memory shared between blocks must never reach a recorded graph, whichever weights are frozen.

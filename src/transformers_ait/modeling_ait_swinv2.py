@@ -21,9 +21,28 @@ NORM_EPSILON = 5e-5
 MAX_LOGIT_SCALE = math.log(100.0)
 POSITION_MLP_WIDTH = 512
 
-# Expanded bias tensors of one forward pass, by shape and dtype. Blocks overwrite each other's, since touching fresh
-# memory of this size costs more in page faults than the arithmetic. Only used where no gradient is recorded.
-Workspace = dict[tuple, Tensor]
+# On a CPU, inference passes as many images at once through a block as keep its widest tensor below this: the C library
+# hands larger ones back to the system, and touching fresh pages costs more than a batch saves.
+CPU_CHUNK_BYTES = 32 * 2**20
+
+
+class Workspace:
+    """Expanded bias tensors of one forward pass without gradient.
+
+    Blocks overwrite each other's, since touching fresh memory of this size costs more in page faults than the
+    arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[tuple, Tensor] = {}
+        self.bias_of: nn.Module | None = None  # whose bias stands in "bias"
+
+    def tensor(self, role: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """A tensor to overwrite."""
+        key = (role, tuple(shape), like.dtype)
+        if key not in self._tensors:
+            self._tensors[key] = like.new_empty(shape)
+        return self._tensors[key]
 
 
 class AiTLayerNorm(nn.LayerNorm):
@@ -157,7 +176,7 @@ class AiTSwinV2Attention(nn.Module):
             mask = shift_mask(self.window, self.shift, last_row, last_column).to(bias)
             if torch.is_grad_enabled() or self._keeps("full"):
                 return bias + mask
-            return torch.add(bias, mask, out=_scratch(workspace, "masked", bias.shape, bias))
+            return torch.add(bias, mask, out=workspace.tensor("masked", bias.shape, bias))
 
         return self._keep(compute, dtype, last_row, last_column) if self._keeps("full") else compute()
 
@@ -174,8 +193,10 @@ class AiTSwinV2Attention(nn.Module):
             view = table.view(-1, side, side).unfold(1, w, 1).unfold(2, w, 1)
             if torch.is_grad_enabled() or self._keeps("full"):
                 return view.reshape(shape)
-            bias = _scratch(workspace, "bias", shape, table)
-            bias.view(view.shape).copy_(view)
+            bias = workspace.tensor("bias", shape, table)
+            if workspace.bias_of is not self:
+                bias.view(view.shape).copy_(view)
+                workspace.bias_of = self
             return bias
 
         return self._keep(compute, dtype) if self._keeps("full") else compute()
@@ -218,14 +239,6 @@ def _split_last(count: int) -> list[tuple[slice, bool]]:
     """Slices over all but the last window of an axis (if any) and over the last, with a flag for the latter."""
     last = (slice(count - 1, count), True)
     return [last] if count == 1 else [(slice(0, count - 1), False), last]
-
-
-def _scratch(workspace: Workspace, role: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """A tensor of this forward pass to overwrite."""
-    key = (role, tuple(shape), like.dtype)
-    if key not in workspace:
-        workspace[key] = like.new_empty(shape)
-    return workspace[key]
 
 
 class AiTSwinV2Block(GradientCheckpointingLayer):
@@ -275,9 +288,21 @@ class AiTSwinV2Stage(nn.Module):
 
     def forward(self, x: Tensor, workspace: Workspace) -> Tensor:
         """(B, H, W, C) to the next stage's (B, H', W', C')."""
+        images = _images_at_once(x, self.blocks[0].mlp.fc1.out_features)
         for block in self.blocks:
-            x = block(x, workspace)
+            if images < len(x):
+                for chunk in x.split(images):
+                    chunk.copy_(block(chunk, workspace))
+            else:
+                x = block(x, workspace)
         return x if self.downsample is None else self.downsample(x)
+
+
+def _images_at_once(x: Tensor, widest: int) -> int:
+    """How many images of x (B, H, W, C) a block should take at once, given the width of its widest tensor."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return len(x)
+    return max(1, CPU_CHUNK_BYTES // (x[0, ..., 0].numel() * widest * x.element_size()))
 
 
 class AiTSwinV2Embeddings(nn.Module):
@@ -351,7 +376,7 @@ class AiTSwinV2Backbone(PreTrainedModel):
             `feature_maps`, a tuple of one map (B, num_features, ceil(H / stride), ceil(W / stride)).
         """
         x = self.embeddings(pixel_values.to(self.dtype))
-        workspace: Workspace = {}
+        workspace = Workspace()
         for stage in self.stages:
             x = stage(x, workspace)
         return BackboneOutput(feature_maps=(self.norm(x).permute(0, 3, 1, 2),))
