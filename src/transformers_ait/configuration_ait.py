@@ -55,8 +55,8 @@ class AiTSwinV2Config(PreTrainedConfig):
         layer_norm_eps: epsilon of every LayerNorm.
         initializer_range: standard deviation of the truncated-normal initialisation.
         position_bias_cache: what inference keeps of each block's position bias until its weights change: "off" nothing,
-            "compact" the table of (heads, (2 * window - 1)^2) values (2 MB in all for the base model), "full" also the
-            expanded tensors of (heads, window^2, window^2) values (gigabytes: measure before choosing it).
+            "compact" the table of (heads, (2 * window - 1)^2) values (5 MB in all for the base model), "full" also the
+            expanded tensors of (heads, window^2, window^2) values (1.1 GB in float32 for the base model).
     """
 
     model_type = "ait_swinv2"

@@ -50,6 +50,8 @@ class AiTLayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the last axis."""
+        if input.dtype == self.weight.dtype:
+            return super().forward(input)  # the kernels keep float32 inside, and save two copies
         normalized = F.layer_norm(
             input.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
         )
@@ -125,7 +127,8 @@ class AiTSwinV2Attention(nn.Module):
         """(B, H, W, C) to the same shape."""
         batch, height, width, channels = x.shape
         w = self.window
-        x = F.pad(x, (0, 0, 0, -width % w, 0, -height % w))
+        if width % w or height % w:
+            x = F.pad(x, (0, 0, 0, -width % w, 0, -height % w))
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
         rows, columns = x.shape[1] // w, x.shape[2] // w
@@ -143,10 +146,10 @@ class AiTSwinV2Attention(nn.Module):
         qkv = F.linear(x, self.qkv.weight, bias).view(
             -1, rows, w, columns, w, 3, self.num_heads, x.shape[-1] // self.num_heads
         )
-        query, key, value = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).unbind(0)
+        query, key, value = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).unbind(0)
+        query, key, value = (x.flatten(4, 5) for x in (query, key.flip(4, 5), value.flip(4, 5)))
         scale = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
-        query = _normalize(query) * scale.to(query.dtype)
-        return query, _normalize(key.flip(-2)), value.flip(-2)
+        return _normalize(query, scale.to(query.dtype)), _normalize(key), value
 
     def _attend_in_windows(self, qkv: tuple[Tensor, Tensor, Tensor], workspace: Workspace) -> Tensor:
         """Attention output (B, rows, columns, heads, w^2, head_dim), one call per kind of border window."""
@@ -230,9 +233,9 @@ class AiTSwinV2Attention(nn.Module):
         return 16 * values.float().sigmoid().T.contiguous()
 
 
-def _normalize(x: Tensor) -> Tensor:
-    """Divide by the L2 norm over the last axis plus the original's epsilon."""
-    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + NORM_EPSILON)
+def _normalize(x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """Multiply by `scale` over the L2 norm of the last axis plus the original's epsilon."""
+    return x * (scale / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + NORM_EPSILON))
 
 
 def _split_last(count: int) -> list[tuple[slice, bool]]:
@@ -269,7 +272,8 @@ class AiTSwinV2Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        if x.shape[1] % 2 or x.shape[2] % 2:
+            x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         neighbours = (x[:, row::2, column::2] for column in (0, 1) for row in (0, 1))
         return self.norm(self.reduction(torch.cat(tuple(neighbours), dim=-1)))
 
@@ -290,7 +294,7 @@ class AiTSwinV2Stage(nn.Module):
         """(B, H, W, C) to the next stage's (B, H', W', C')."""
         images = _images_at_once(x, self.blocks[0].mlp.fc1.out_features)
         for block in self.blocks:
-            if images < len(x):
+            if images < x.shape[0]:  # len() would fix the batch of an exported program
                 for chunk in x.split(images):
                     chunk.copy_(block(chunk, workspace))
             else:
@@ -301,7 +305,7 @@ class AiTSwinV2Stage(nn.Module):
 def _images_at_once(x: Tensor, widest: int) -> int:
     """How many images of x (B, H, W, C) a block should take at once, given the width of its widest tensor."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
-        return len(x)
+        return x.shape[0]
     return max(1, CPU_CHUNK_BYTES // (x[0, ..., 0].numel() * widest * x.element_size()))
 
 
