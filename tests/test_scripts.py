@@ -19,7 +19,9 @@ def script(repository, tmp_path):
 
 
 def test_benchmark_writes_a_report(script, tmp_path):
-    output = script("benchmark.py", "--tiny", "--rounds", 1, "--output", tmp_path / "report.md")
+    output = script(
+        "benchmark.py", "--tiny", "--rounds", 1, "--parts", "plain,memory", "--output", tmp_path / "report.md"
+    )
     report = (tmp_path / "report.md").read_text()
     assert "| backbone |" in report and "allocator" in report and report.strip() in output
     deviations = [

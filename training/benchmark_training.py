@@ -10,16 +10,17 @@ by the training pipelines of depth and instances, from JPEG and PNG bytes of ren
 """
 
 import argparse
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import datasets
-import psutil
 import torch
-from benchmark import Comparison, compare, original_form, report, report_path, tiny_config
+from benchmark_memory import SIDES, peaks, print_peak
+from benchmark_models import original_form, tiny_config
+from benchmark_plain import HEADER
+from benchmark_report import conditions, report_path, table, write_report
+from benchmark_setting import Setting, add_arguments, limited_threads, setting_of
+from benchmark_timing import Comparison, compare
 from torch import Tensor
 
 from transformers_ait import AiTConfig, AiTForDenseAndInstancePrediction
@@ -83,39 +84,27 @@ def plain_step(model: AiTForDenseAndInstancePrediction, image: Tensor, depth: Te
     return step
 
 
-STEPS = {"plain": plain_step, "ours": our_step}
+STEPS = dict(zip(SIDES, (plain_step, our_step), strict=True))
 
 
 def inputs(model: AiTForDenseAndInstancePrediction) -> tuple[Tensor, Tensor]:
-    """An image (1, 3, S, S) and a depth map (1, S, S) in metres."""
+    """An image (1, 3, S, S) and a depth map (1, S, S) in metres, on the model's device."""
     size = model.config.image_size
-    return torch.rand(1, 3, size, size), 1 + 5 * torch.rand(1, size, size)
+    image, depth = torch.rand(1, 3, size, size), 1 + 5 * torch.rand(1, size, size)
+    return image.to(model.device), depth.to(model.device)
 
 
-def compare_steps(tiny: bool, rounds: int) -> Comparison:
+def compare_steps(setting: Setting) -> Comparison:
     """Seconds per step of both, interleaved."""
-    model = build(tiny)
+    model = build(setting.tiny).to(setting.device)
     data = inputs(model)
-    return compare("training step", plain_step(model, *data), our_step(model, *data), rounds, floor=1.5)
+    return compare("training step", plain_step(model, *data), our_step(model, *data), setting, floor=1.5)
 
 
-def peak_memory(side: str, tiny: bool) -> float:
-    """Peak memory in GB that two steps take in a process of their own, beyond the model and its inputs."""
-    command = [sys.executable, __file__, "--memory-of", side, *(["--tiny"] if tiny else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
-def measure_memory(side: str, tiny: bool) -> None:
-    """Print what `peak_memory` reads."""
-    model = build(tiny)
-    step = STEPS[side](model, *inputs(model))
-    before = psutil.Process().memory_info().rss
-    for _ in range(2):
-        step()
-    # Not getrusage, whose peak a new process takes over from the one that starts it.
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    print((int(peak.split()[1]) * 1024 - before) / 1e9)
+def single_step(side: str, setting: Setting) -> Callable[[], Tensor]:
+    """A step of one side alone."""
+    model = build(setting.tiny).to(setting.device)
+    return STEPS[side](model, *inputs(model))
 
 
 def samples_per_second(tiny: bool) -> dict[str, float]:
@@ -130,47 +119,44 @@ def samples_per_second(tiny: bool) -> dict[str, float]:
         "depth, 480 x 640 to 480 x 480": lambda index: augmented_depth_sample(pairs, index, transform),
         "instance, 480 x 640 to 640 x 640": lambda index: augmented_instance_sample(objects, index, width, jitter),
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     rates = {}
-    for name, make in makers.items():
-        make(0)
-        start = time.perf_counter()
-        for index in range(2 * count):
-            make(index % count)
-        rates[name] = 2 * count / (time.perf_counter() - start)
-    torch.set_num_threads(threads)
+    with limited_threads(1):
+        for name, make in makers.items():
+            make(0)
+            start = time.perf_counter()
+            for index in range(2 * count):
+                make(index % count)
+            rates[name] = 2 * count / (time.perf_counter() - start)
     return rates
 
 
 def main() -> None:
     """Parse arguments, run, write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds")
-    parser.add_argument("--threads", type=int, default=None, help="torch threads; default: all cores")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, to see that everything runs")
-    parser.add_argument("--memory-of", choices=sorted(STEPS), default=None, help="print the peak memory of one side")
-    parser.add_argument("--output", type=Path, default=None, help="report file; default: in benchmarks/")
+    add_arguments(parser, rounds=3)
+    parser.add_argument("--memory-of", choices=SIDES, default=None, help="print the peak memory of one side")
     arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    setting = setting_of(arguments).in_float32
     if arguments.memory_of:
-        measure_memory(arguments.memory_of, arguments.tiny)
+        print_peak(single_step(arguments.memory_of, setting), setting)
         return
-    steps = compare_steps(arguments.tiny, arguments.rounds)
-    memory = {side: peak_memory(side, arguments.tiny) for side in STEPS}
-    rates = samples_per_second(arguments.tiny)
+    steps = compare_steps(setting)
+    memory = peaks(__file__, setting)
+    plain, ours = (memory[side].beyond for side in SIDES)
+    rates = samples_per_second(setting.tiny)
     lines = [
-        report([steps], arguments.rounds),
-        f"Peak memory of a step beyond weights and inputs: plain {memory['plain']:.2f} GB, ours "
-        f"{memory['ours']:.2f} GB, {memory['ours'] / memory['plain']:.2f} of plain (at most 0.7 is promised).",
+        *conditions(setting),
+        "",
+        *table(HEADER, [steps.cells()]),
+        "",
+        f"Peak memory of a step beyond weights and inputs: plain {plain:.2f} GB, ours {ours:.2f} GB, "
+        f"{ours / plain:.2f} of plain (at most 0.7 is promised).",
         "",
         *(f"- {name}: {rate:.1f} samples/s by one process on one thread" for name, rate in rates.items()),
         "",
     ]
-    output = arguments.output or report_path("training-")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("\n".join(lines))
+    output = arguments.output or report_path(setting, "training-")
+    write_report("\n".join(lines), output)
     print("\n".join(["", *lines, f"Written to {output}."]))
 
 
