@@ -379,6 +379,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data):
         train(task, recipe, make_accelerator(recipe.run))
 
 
+def test_nothing_to_learn_from_is_refused_before_anything_is_written(tmp_path, data):
+    recipe = vqvae_recipe(tmp_path / "run", steps=None, epochs=1)
+    task = make_task(recipe, data)
+    task.num_rows = 0
+    with pytest.raises(RecipeError, match="training data is empty"):
+        train(task, recipe, make_accelerator(recipe.run))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_rows_are_resized_with_real_depths_alone():
     features = datasets.Features({"image": datasets.Image(), "depth": datasets.Image()})
     depth = np.random.default_rng(0).integers(700, 9000, (40, 60)).astype(np.uint16)

@@ -1,41 +1,26 @@
-"""Evaluation of checkpoint folders: figures against direct calls, files, processes, and bad input."""
+"""Evaluation of checkpoint folders: depth against direct calls, files, processes, and bad input."""
 
 import contextlib
-import csv
-import importlib.util
-import io
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from evaluation_cases import SCRIPT, SIZE, evaluate, launch, load_coco, read_rows, run_script
 from PIL import Image
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from transformers_ait import AiTDepthImageProcessor, AiTInstanceImageProcessor, AiTVQVAEModel
-from transformers_ait.coco_annotations_ait import encode_masks
-from transformers_ait.data import SYNTHETIC_ROOMS_CLASSES
-from transformers_ait.engine import evaluation_depth, evaluation_instances
+from transformers_ait.engine import evaluation_depth
 from transformers_ait.engine.depth_data import DepthPairs
-from transformers_ait.engine.evaluation import run_evaluation
+from transformers_ait.engine.evaluation_batches import evaluate_in_batches
 from transformers_ait.engine.evaluation_depth import mean_metrics
-from transformers_ait.engine.evaluation_inputs import EvaluationError, EvaluationSettings, evaluate_in_batches
-from transformers_ait.engine.evaluation_instances import ImageScore, ObjectEvaluation, image_scores, match_classes
-from transformers_ait.metrics import DEPTH_METRICS, coco_metrics, depth_metrics, lvis_metrics
+from transformers_ait.engine.evaluation_inputs import EvaluationError
+from transformers_ait.metrics import DEPTH_METRICS, depth_metrics
 
-SCRIPT = Path(__file__).parents[1] / "training" / "evaluate.py"
-ROOMS = {"num_train": 3, "num_validation": 0, "num_test": 5, "height": 40, "width": 56}
-SIZE = {"height": 32, "width": 32}
-CATEGORIES = [{"id": 7, "name": "train"}, {"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}]
+pytest_plugins = ["evaluation_cases"]
 
 
 @pytest.fixture(autouse=True)
@@ -46,103 +31,14 @@ def fresh_accelerator():
 
 
 @pytest.fixture(scope="module")
-def rooms(tmp_path_factory):
-    """Options of five tiny rooms, rendered once."""
-    options = {**ROOMS, "cache_dir": str(tmp_path_factory.mktemp("rooms"))}
-    datasets.load_dataset("synthetic_rooms", **options)
-    return options
-
-
-@pytest.fixture(scope="module")
 def truth(rooms):
     """Depth maps of the rooms in metres."""
     pairs = DepthPairs(datasets.load_dataset("synthetic_rooms", split="test", **rooms))
     return [pairs.depth(index)[0] for index in range(5)]
 
 
-@pytest.fixture(scope="module")
-def depth_folder(tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "depth"
-    tiny_model().save_pretrained(folder)
-    AiTDepthImageProcessor(size=SIZE).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def mask_tokenizer(tiny_vqvae_config):
-    return tiny_vqvae_config(image_size=8, downsample_ratio=4, num_codes=5, symmetric_range=True, ignore_zero=False)
-
-
-@pytest.fixture(scope="module")
-def object_model(tiny_model, mask_tokenizer, tiny_decoder_config):
-    """Function that builds a model of twenty objects with given class names."""
-
-    def build(names, **overrides):
-        settings = {
-            "tasks": ("instance",),
-            "mask_tokenizer_config": mask_tokenizer,
-            "decoder_config": tiny_decoder_config(max_positions=180),
-            "num_objects": 20,
-            "top_p": 0.9,
-            "id2label": dict(enumerate(names)),
-        }
-        model = tiny_model(**(settings | overrides))
-        # Otherwise one object is as the other, and few boxes are proper.
-        model.model.decoder.position_embeddings.data *= 20
-        model.model.decoder.output_bias.data *= 0.1
-        return model
-
-    return build
-
-
-@pytest.fixture(scope="module")
-def instance_folder(object_model, tmp_path_factory):
-    """An instance model whose classes are those of the rooms, the other way round, and one more."""
-    folder = tmp_path_factory.mktemp("models") / "instance"
-    object_model(["unicorn", *reversed(SYNTHETIC_ROOMS_CLASSES)]).save_pretrained(folder)
-    AiTInstanceImageProcessor(size={"longest_edge": 32}, pad_size=SIZE).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def mask_vqvae_folder(mask_tokenizer, enliven, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "vqvae-mask"
-    torch.manual_seed(0)
-    enliven(AiTVQVAEModel(mask_tokenizer)).save_pretrained(folder)
-    return folder
-
-
-def evaluate(folders, options, **settings):
-    lines = run_evaluation(EvaluationSettings(folders=folders, options=options, **settings))
-    return {line.name.split(": ")[-1]: line for line in lines}
-
-
-def read_rows(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
 def values(row):
     return [float(row[name]) for name in DEPTH_METRICS]
-
-
-def launch(arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def run_script(monkeypatch, *arguments):
-    """The script's main function, in this process."""
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-    module.main()
-
-
-# Depth
 
 
 @torch.no_grad()
@@ -245,234 +141,6 @@ def test_rows_without_truth_are_left_out_of_the_mean():
         mean_metrics([empty])
 
 
-# Objects
-
-
-@pytest.fixture(scope="module")
-def coco(tmp_path_factory):
-    """Four images with random rectangles as polygons, a crowd, and category ids with gaps; options and file."""
-    root = tmp_path_factory.mktemp("coco")
-    rng = np.random.default_rng(0)
-    (root / "images").mkdir()
-    images, annotations = [], []
-    for number in range(4):
-        image = {"id": 11 * number + 3, "file_name": f"{number}.jpg", "width": 64, "height": 48}
-        Image.fromarray(rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)).save(root / "images" / f"{number}.jpg")
-        images.append(image)
-        for _ in range(5 if number else 0):  # the first has none
-            x, y, width, height = (float(v) for v in rng.integers(2, 24, 4))
-            polygon = [x, y, x + width, y, x + width, y + height, x, y + height]
-            category = int(rng.choice([1, 7, 90]))
-            entry = {"image_id": image["id"], "category_id": category, "bbox": [x, y, width, height], "iscrowd": 0}
-            annotations.append(entry | {"area": width * height, "segmentation": [polygon]})
-    region = np.zeros((48, 64), dtype=bool)
-    region[4:28, 30:60] = True
-    crowd = {"image_id": 14, "category_id": 1, "bbox": [30.0, 4.0, 30.0, 24.0], "area": 720.0, "iscrowd": 1}
-    annotations.append(crowd | {"segmentation": encode_masks(torch.from_numpy(region)[None])[0]})
-    annotations = [{"id": 100 + number, **entry} for number, entry in enumerate(annotations)]
-    file = root / "annotations.json"
-    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": CATEGORIES}))
-    options = {"validation_annotations": str(file), "validation_images": str(root / "images")}
-    return {**options, "cache_dir": str(root / "cache")}, file
-
-
-def noisy_truth(evaluation, indices):
-    """True objects, moved a little and some left out, as results."""
-    results = []
-    for index in indices:
-        rng = np.random.default_rng(index)
-        objects = evaluation.rows.objects(index)
-        of_row = []
-        for box, label, mask in zip(objects.boxes, objects.class_labels, objects.masks, strict=True):
-            if rng.random() < 0.2:
-                continue
-            shift = int(rng.integers(-2, 3))
-            x1, y1, x2, y2 = box.tolist()
-            entry = {"image_id": index, "category_id": int(label), "score": float(rng.random())}
-            rle = encode_masks(mask.roll(shift, 1)[None])[0]
-            of_row.append(entry | {"bbox": [x1 + shift, y1, x2 - x1, y2 - y1], "segmentation": rle})
-        results.append(of_row)
-    return results
-
-
-def coco_settings(options, **settings):
-    given = {"folders": [], "dataset": "coco_instances", "split": "validation", "options": options, "batch_size": 3}
-    return EvaluationSettings(**(given | settings))
-
-
-def load_coco(options):
-    return datasets.load_dataset("coco_instances", split="validation", **options)
-
-
-@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_average_precision_is_that_of_pycocotools_on_the_written_file(coco, tmp_path, iou_type):
-    options, file = coco
-    evaluation = ObjectEvaluation(load_coco(options), coco_settings(options), Accelerator(cpu=True))
-    figures, found = evaluation.measure(lambda rows: noisy_truth(evaluation, rows), (iou_type,), "noisy truth")
-    evaluation.write(found, iou_type, tmp_path)
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(file))
-        results = json.loads((tmp_path / "predictions.json").read_text())
-        form = "bbox" if iou_type == "bbox" else "segmentation"
-        kept = [{name: x[name] for name in ("image_id", "category_id", "score", form)} for x in results]
-        run = COCOeval(truth, truth.loadRes(kept), iou_type)
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    kind = {"bbox": "box", "segm": "mask"}[iou_type]
-    assert 0.1 < run.stats[0] < 0.9
-    names = ("AP", "AP50", "AP75")
-    assert [figures[f"{kind}_{name}"] for name in names] == pytest.approx(list(run.stats[:3]))
-    assert [int(row["image_id"]) for row in read_rows(tmp_path / "per_image.csv")] == [3, 14, 25, 36]
-
-
-def test_lvis_figures_need_and_use_its_columns(coco, tmp_path):
-    options, file = coco
-    content = json.loads(file.read_text())
-    for image, absent in zip(content["images"], ([90], [], [7], [1]), strict=True):
-        image |= {"neg_category_ids": absent, "not_exhaustive_category_ids": [7] if image["id"] == 14 else []}
-    for category, frequency in zip(content["categories"], "rcf", strict=True):
-        category["frequency"] = frequency
-    lvis = tmp_path / "lvis.json"
-    lvis.write_text(json.dumps(content))
-    options = options | {"validation_annotations": str(lvis), "cache_dir": str(tmp_path / "cache")}
-    rows = load_coco(options)
-    evaluation = ObjectEvaluation(rows, coco_settings(options), Accelerator(cpu=True))
-
-    def predict(indices):
-        extra = {"category_id": 2, "score": 0.9, "bbox": [1.0, 1.0, 20.0, 20.0]}
-        return [
-            [*of_row, {"image_id": index, **extra}]
-            for index, of_row in zip(indices, noisy_truth(evaluation, indices), strict=True)
-        ]
-
-    figures, found = evaluation.measure(predict, ("bbox",), "noisy truth")
-    evaluation.write(found, "bbox", tmp_path)
-    expected = lvis_metrics(json.loads((tmp_path / "predictions.json").read_text()), lvis, "bbox")
-    assert figures == {f"box_{name}": pytest.approx(value, nan_ok=True) for name, value in expected.items()}
-    assert 0 < figures["box_AP"] < 1
-    found_alone = {name: value for name, value in expected.items() if name == "APf"}
-    assert found_alone != {"APf": coco_metrics([], lvis, "bbox")["AP"]}
-    moved = rows.rename_column("image_id", "number")
-    with pytest.raises(EvaluationError, match="--annotations"):
-        ObjectEvaluation(moved, EvaluationSettings(folders=[], dataset="other"), Accelerator(cpu=True))
-
-
-@torch.no_grad()
-def test_instance_predictions_are_those_of_a_direct_call(object_model, coco, tmp_path):
-    """Classes stand in another order in the model; "cat" is unknown to the data, "train" to the model."""
-    options, file = coco
-    folder = tmp_path / "model"
-    model = object_model(["toothbrush", "cat", "person"])
-    model.save_pretrained(folder)
-    processor = AiTInstanceImageProcessor(size={"longest_edge": 32}, pad_size=SIZE)
-    processor.save_pretrained(folder)
-    lines = evaluate(
-        [folder], options, dataset="coco_instances", split="validation", output=tmp_path / "results", panels=2
-    )
-    hard = {"soft_feedback": False, "soft_decode": False}
-    for label, switches in (("soft", {}), ("hard", hard)):
-        expected = []
-        for row in load_coco(options):
-            pixels = processor(row["image"], return_tensors="pt")["pixel_values"]
-            outputs = model.generate(pixels, generator=torch.Generator().manual_seed(0), **switches)
-            ids = {90: 0, -1: 1, 1: 2}
-            expected += processor.post_process_coco(outputs, [row["image_id"]], ids, [(48, 64)])
-        expected = [entry for entry in expected if entry["category_id"] != -1]
-        line = lines[f"autoregressive, {label} tokens"]
-        written = json.loads((tmp_path / "results" / line.files[0]).read_text())
-        assert {entry["category_id"] for entry in written} and len(written) == len(expected) > 2
-        for mine, theirs in zip(written, expected, strict=True):
-            assert (mine["image_id"], mine["category_id"]) == (theirs["image_id"], theirs["category_id"])
-            assert mine["score"] == pytest.approx(theirs["score"], rel=1e-4)
-            assert mine["bbox"] == pytest.approx(theirs["bbox"], abs=1e-3)
-        assert line.metrics["mask_AP"] == pytest.approx(coco_metrics(expected, file, "segm")["AP"], abs=1e-6)
-        assert line.classes == {"unknown_to_the_model": ["train"], "not_in_the_data": ["cat"]}
-    stored = json.loads((tmp_path / "results" / "results.json").read_text())
-    assert [row["name"] for row in stored["results"]] == [line.name for line in lines.values()]
-    table = (tmp_path / "results" / "results.md").read_text()
-    assert "| model | box AP | box AP50 | box AP75 | mask AP |" in table and "boundary AP |" in table
-    assert Image.open(tmp_path / "results" / lines["autoregressive, soft tokens"].files[2]).size[0] == 2 * 480
-
-
-def test_detection_is_measured_by_boxes_alone(object_model, coco, tmp_path, monkeypatch):
-    options, _ = coco
-    folder = tmp_path / "detection"
-    tasks = {"tasks": ("detection",), "mask_tokenizer_config": None}
-    object_model(["person", "train", "toothbrush"], **tasks).save_pretrained(folder)
-    AiTInstanceImageProcessor(size={"longest_edge": 32}, pad_size=SIZE).save_pretrained(folder)
-    arguments = [folder, "--dataset", "coco_instances", "--options", json.dumps(options), "--limit", 2]
-    run_script(monkeypatch, *arguments, "--dtype", "bf16", "--output", tmp_path / "out")
-    stored = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["name"].split(": ")[1] for row in stored["results"]] == ["detection"] and stored["rows"] == 2
-    assert all(name.startswith("box_") for name in stored["results"][0]["metrics"])
-    assert {"command", "date", "versions", "hardware", "settings"} <= stored.keys()
-    assert stored["settings"]["split"] == "validation" and stored["versions"]["torch"] == torch.__version__
-
-
-def test_a_joint_model_does_what_is_asked(object_model, rooms, tmp_path):
-    folder = tmp_path / "joint"
-    model = object_model(SYNTHETIC_ROOMS_CLASSES, tasks=("instance", "depth"), default_task="instance")
-    model.save_pretrained(folder)
-    AiTInstanceImageProcessor(size={"longest_edge": 32}, pad_size=SIZE, task="instance").save_pretrained(folder)
-    AiTDepthImageProcessor(size=SIZE, task="depth").save_pretrained(folder / "depth")
-    settings = {"limit": 2, "soft_only": True}
-    assert "mask_AP" in evaluate([folder], rooms, **settings)["autoregressive, soft tokens"].metrics
-    lines = evaluate([folder], rooms, task="depth", **settings)
-    assert "rmse" in lines["autoregressive, soft tokens"].metrics
-    (folder / "depth" / "preprocessor_config.json").unlink()
-    with pytest.raises(EvaluationError, match="no AiTDepthImageProcessor"):
-        evaluate([folder], rooms, task="depth", **settings)
-
-
-def test_perfect_masks_score_perfectly(coco):
-    options, _ = coco
-    evaluation = ObjectEvaluation(load_coco(options), coco_settings(options), Accelerator(cpu=True))
-    truth = evaluation.truth
-    perfect = [[] for _ in truth["images"]]
-    for entry in truth["annotations"]:
-        if not entry["iscrowd"]:
-            perfect[entry["image_id"]].append({**entry, "score": 1.0})
-    for form in ("bbox", "segm"):
-        assert [score.f1 for score in image_scores(truth, perfect, form)] == [1.0] * 4
-    assert [(x.objects, x.matched) for x in image_scores(truth, perfect, "segm")] == [(0, 0), (5, 5), (5, 5), (5, 5)]
-
-
-def test_image_scores_count_by_hand():
-    def box(x, category=0, **more):
-        return {"image_id": 0, "category_id": category, "bbox": [x, 0.0, 10.0, 10.0], **more}
-
-    images = [{"id": 0, "height": 20, "width": 100}]
-    true = [box(0.0, iscrowd=0), box(20.0, iscrowd=0), box(60.0, iscrowd=1)]
-    found = [
-        box(1.0, score=0.9),  # matches
-        box(0.0, score=0.8),  # its object is taken
-        box(20.0, category=1, score=0.9),  # another class
-        box(20.0, score=0.2),  # not certain enough
-        box(62.0, score=0.9),  # on the crowd
-    ]
-    (score,) = image_scores({"images": images, "annotations": true}, [found], "bbox")
-    assert score == ImageScore(objects=2, predictions=3, matched=1) and score.f1 == pytest.approx(0.4)
-    assert image_scores({"images": images, "annotations": []}, [[]], "bbox")[0].f1 == 1.0
-
-
-def test_classes_are_matched_by_name():
-    match = match_classes(["dog", "cat", "car"], ["car", "bus", "dog"])
-    assert match.to_data == {0: 2, 2: 0} and match.unknown == ["bus"] and match.unused == ["cat"]
-    with pytest.raises(EvaluationError, match=r"'LABEL_0'.*'car'.*id2label"):
-        match_classes(["LABEL_0", "LABEL_1"], ["car", "bus"])
-
-
-def test_unknown_classes_are_named(object_model, coco, tmp_path, monkeypatch):
-    options, _ = coco
-    messages = []
-    monkeypatch.setattr(evaluation_instances.logger, "warning", messages.append)
-    object_model(["person", "cat", "dog"]).save_pretrained(tmp_path)
-    AiTInstanceImageProcessor(size={"longest_edge": 32}, pad_size=SIZE).save_pretrained(tmp_path)
-    evaluate([tmp_path], options, dataset="coco_instances", split="validation", limit=1)
-    assert len(messages) == 1 and "'train', 'toothbrush'" in messages[0]
-
-
 # Processes
 
 
@@ -498,7 +166,7 @@ def test_two_processes_find_what_one_finds(depth_folder, instance_folder, mask_v
 
 
 @pytest.mark.parametrize("processes", [2, 3, 7])
-def test_processes_begin_with_batches_of_their_own(processes):
+def test_processes_begin_with_batches_of_their_own_and_call_equally_often(processes):
     batches = []
 
     class OneOfSome:
@@ -513,11 +181,12 @@ def test_processes_begin_with_batches_of_their_own(processes):
         batches.append(tuple(batch))
         raise InterruptedError  # before processes would have to meet
 
-    for rank in range(min(processes, 4)):
+    for rank in range(processes):
         with pytest.raises(InterruptedError):
             evaluate_in_batches(record, 11, 3, OneOfSome(rank), "")
     expected = [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10)]
-    assert batches == expected[:processes]
+    # Wrapped models may communicate in every call, so that processes without a batch of their own repeat the last.
+    assert batches == [expected[min(rank, 3)] for rank in range(processes)]
 
 
 # The command line and bad input

@@ -108,6 +108,16 @@ def test_overrides_and_number_syntax(minimal):
     assert (changed.run.steps, changed.run.epochs) == (None, 0.5)
 
 
+def test_values_may_be_written_as_people_write_them(minimal):
+    # YAML 1.1 takes a bare no for False.
+    arguments = [minimal, "--run.mixed_precision", "no", "--run.resume", "no"]
+    recipe = load_recipe(VQVAERecipe, arguments)
+    assert recipe.run.mixed_precision == "no" and recipe.run.resume is False
+    whole = ["--augmentation.scale", "[1, 3]", "--model.image_mean=[0, 0, 0]", "--model.image_std=[1, 1, 1]"]
+    instance = load_recipe(InstanceRecipe, [minimal, *whole])
+    assert instance.augmentation.scale == [1, 3] and instance.model.image_mean == [0, 0, 0]
+
+
 def test_overrides_merge_into_the_model_configuration(minimal):
     arguments = [minimal, "--model.config", "{a: {b: 1, c: 2}}", "--model.config.a.b", "3"]
     assert load_recipe(DepthRecipe, arguments).model.config == {"a": {"b": 3, "c": 2}}
@@ -130,6 +140,16 @@ def test_overrides_merge_into_the_model_configuration(minimal):
         (["--run.steps"], ["run.steps", "value"]),
         (["run.steps", "3"], ["run.steps", "--"]),
         (["--run.steps", "[1"], ["run.steps", "YAML"]),
+        (["--optim.lr", "-1"], ["lr must be positive"]),
+        (["--optim.layer_decay", "0"], ["layer_decay in (0, 1]"]),
+        (["--optim.betas", "[0.9]"], ["betas must be two values"]),
+        (["--optim.betas", "[0.9, high]"], ["optim.betas", "index 1", "'high'"]),
+        (["--optim.clip", "0"], ["clip must be positive", "null"]),
+        (["--run.seed", "-1"], ["seed must lie in 0.."]),
+        (["--run.panels", "-1"], ["panels must be 0 or more"]),
+        (["--data.num_workers", "-1"], ["num_workers must be 0 or more"]),
+        (["--patch_mask.patch_size", "0"], ["patch_size must be at least 1"]),
+        (["--patch_mask.ratio", "1.5"], ["ratio lie in [0, 1]"]),
     ],
 )
 def test_errors_name_key_and_place(minimal, arguments, words):

@@ -163,6 +163,8 @@ def test_two_processes_learn_what_one_learns(rooms, tmp_path):
         (["--data.eval_split", "dev"], ["data.dataset", "dev"]),
         (["--run.micro_batch", "3"], ["run.batch_size", "multiple"]),
         (["--data.eval_limit", "0"], ["eval_limit", "positive"]),
+        (["--patch_mask.patch_size", "5"], ["patch_mask.patch_size must divide", "128", "got 5"]),
+        (["--maps", "masks"], ["model.config.ignore_zero must be false"]),
     ],
 )
 def test_bad_input_ends_with_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, rooms, arguments, words):

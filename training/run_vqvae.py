@@ -1,6 +1,7 @@
-"""Train a depth tokenizer (VQ-VAE).
+"""Train a tokenizer (VQ-VAE) of depth maps, or of instance masks.
 
     python training/run_vqvae.py training/recipes/vqvae-tiny-rooms-depth.yaml --run.output runs/vqvae
+    python training/run_vqvae.py training/recipes/vqvae-tiny-rooms-masks.yaml --run.output runs/vqvae-masks
     accelerate launch --config_file training/accelerate_configs/multi_gpu.yaml \\
         training/run_vqvae.py training/recipes/vqvae-tiny-rooms-depth.yaml --run.output runs/vqvae --optim.lr 1e-3
 

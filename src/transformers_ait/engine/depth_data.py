@@ -1,21 +1,21 @@
 """Pairs of image and depth map from a `datasets` dataset, and evaluation of predicted depth over processes."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ..metrics import DEPTH_METRICS, depth_metrics_per_image
+from .evaluation_batches import evaluate_in_batches
 from .loading import load_rows, load_stream
 from .recipes import DataRecipe, RecipeError
-from .sampling import process_share
 from .streaming import RowStream
 
 
@@ -108,12 +108,38 @@ def _pixels(
     """8-bit image (H, W, 3) or 16-bit depth (H, W), cut and resized."""
     picture = picture.convert("RGB") if is_image else Image.fromarray(np.array(picture).astype(np.uint16))
     if columns is not None:
+        if columns[0] >= picture.width:
+            raise RecipeError(f"data.train_columns {list(columns)} lie outside an image of {picture.width} columns.")
         picture = picture.crop((columns[0], 0, min(columns[1], picture.width), picture.height))
     if size is not None:
         # PIL's filters antialias.
         method = Image.Resampling.BILINEAR if is_image else Image.Resampling.NEAREST
         picture = picture.resize((size[1], size[0]), method)
     return np.array(picture)
+
+
+@contextmanager
+def explain_crop(index: Any, *maps: Tensor) -> Iterator[None]:
+    """Around the augmentation of a training row, which fails where the row's size does not fit.
+
+    Args:
+        index: number of the row, or a row of a stream.
+        maps: its image and depth map, or the latter alone, (C, H, W).
+
+    Raises:
+        RecipeError: maps of different sizes, or smaller than the crop.
+    """
+    try:
+        if len({x.shape[-2:] for x in maps}) > 1:
+            raise ValueError("they differ in size.")
+        yield
+    except ValueError as error:
+        row = f"row {index}" if isinstance(index, int) else "a streamed row"
+        sizes = " and ".join(f"{x.shape[-2]} x {x.shape[-1]}" for x in maps)
+        raise RecipeError(
+            f"The maps of training {row} ({sizes} pixels) cannot be augmented: {error} Image and depth map must have "
+            "one size, not below the model's; data.train_size sets both."
+        ) from error
 
 
 def load_depth_pairs(recipe: DataRecipe, resize_all: bool = False) -> tuple[DepthPairs, DepthPairs]:
@@ -149,13 +175,15 @@ def evaluate_depth(
         batch_size: rows per call of `predict`.
         accelerator: the processes.
     """
-    mine = process_share(count, accelerator.process_index, accelerator.num_processes)
-    results: dict[int, dict[str, float]] = {}
-    chunks = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
-    for chunk in tqdm(chunks, desc="evaluation", leave=False, disable=not accelerator.is_main_process):
-        predictions, targets = predict(chunk)
-        for index, prediction, target in zip(chunk, predictions, targets, strict=True):
-            results[index] = depth_metrics_per_image(prediction, target)[0]
-    gathered = dict(gather_object(list(results.items())))
-    rows = [gathered[index] for index in range(count) if not np.isnan(gathered[index]["d1"])]
-    return {name: float(np.mean([row[name] for row in rows])) for name in DEPTH_METRICS}
+
+    def metrics(indices: list[int]) -> list[dict[str, float]]:
+        return [depth_metrics_per_image(*pair)[0] for pair in zip(*predict(indices), strict=True)]
+
+    return mean_depth_metrics(evaluate_in_batches(metrics, count, batch_size, accelerator))
+
+
+def mean_depth_metrics(per_row: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over the rows that have a valid pixel; NaN where none has."""
+    # d1 is NaN only without any valid pixel; other metrics may be NaN for themselves, and must stay so.
+    valid = [metrics for metrics in per_row if not math.isnan(metrics["d1"])]
+    return {name: float(np.mean([row[name] for row in valid])) if valid else math.nan for name in DEPTH_METRICS}

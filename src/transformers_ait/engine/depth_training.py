@@ -18,7 +18,7 @@ from ..data.augmentation_depth import depth_training_transform
 from ..image_processing_ait_depth import AiTDepthImageProcessor
 from ..modeling_ait import AiTForDenseAndInstancePrediction
 from ..visualization import DepthPanelRow, depth_panel
-from .depth_data import DepthPairs, evaluate_depth, load_depth_pairs
+from .depth_data import DepthPairs, evaluate_depth, explain_crop, load_depth_pairs
 from .initialization import align_positions, initialize_from, load_backbone_weights
 from .loop import make_accelerator, train
 from .recipes import DepthModelRecipe, DepthRecipe, RecipeError, build_config
@@ -122,8 +122,9 @@ def augmented_depth_sample(rows: DepthPairs, index: Any, transform: v2.Compose) 
         index: number of a row, or a row of a stream.
         transform: of `depth_training_transform`.
     """
-    image = tv_tensors.Image(rows.image(index).float() / 255)
-    image, depth = transform(image, tv_tensors.Mask(rows.depth(index)))
+    image, depth = tv_tensors.Image(rows.image(index).float() / 255), tv_tensors.Mask(rows.depth(index))
+    with explain_crop(index, image, depth):
+        image, depth = transform(image, depth)
     return {"pixel_values": image.as_subclass(Tensor), "depth_labels": depth.as_subclass(Tensor)[0]}
 
 

@@ -22,12 +22,12 @@ from ..metrics.depth import NYU_IMAGE_SIZE
 from ..modeling_ait import AiTForDenseAndInstancePrediction
 from ..modeling_ait_vqvae import AiTVQVAEModel
 from ..visualization import DepthPanelRow, depth_panel
-from .depth_data import DepthPairs
+from .depth_data import DepthPairs, mean_depth_metrics
+from .evaluation_batches import evaluate_in_batches
 from .evaluation_inputs import (
     Checkpoint,
     EvaluationError,
     EvaluationSettings,
-    evaluate_in_batches,
     find_processor,
     require_package,
 )
@@ -184,13 +184,12 @@ def mean_metrics(per_row: Sequence[dict[str, float]]) -> dict[str, float]:
     Raises:
         EvaluationError: there is none.
     """
-    # d1 is NaN only without any valid pixel; other metrics may be NaN for themselves, and must stay so.
-    valid = [metrics for metrics in per_row if not math.isnan(metrics["d1"])]
-    if not valid:
+    means = mean_depth_metrics(per_row)
+    if math.isnan(means["d1"]):
         raise EvaluationError(
             "No row has a valid true depth (0.001 to 10 m, inside the crop); `depth` must be 16-bit millimetres."
         )
-    return {name: float(np.mean([metrics[name] for metrics in valid])) for name in DEPTH_METRICS}
+    return means
 
 
 def token_modes(config: object, soft_only: bool) -> list[tuple[str, dict[str, bool]]]:

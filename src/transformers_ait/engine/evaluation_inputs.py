@@ -1,23 +1,17 @@
-"""What an evaluation is given, checked before anything is computed, and how processes share its rows."""
+"""What an evaluation is given, checked before anything is computed."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import datasets
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from datasets.exceptions import DatasetsError
-from tqdm import tqdm
 from transformers import AutoConfig, AutoImageProcessor
 
 from ..configuration_ait import AiTConfig, AiTVQVAEConfig
 from ..data import SyntheticRooms  # noqa: F401 - importing the package registers its builders
-
-Result = TypeVar("Result")
 
 WEIGHT_FILES = ("model*.safetensors*", "pytorch_model*.bin*")
 NEEDED_COLUMN = {"depth": "depth", "detection": "objects", "instance": "objects"}
@@ -197,32 +191,3 @@ def require_package(name: str, purpose: str) -> None:
     """Raise an EvaluationError if an optional package is missing, before it is needed."""
     if importlib.util.find_spec(name) is None:
         raise EvaluationError(f"{purpose} needs {name.replace('_', '-')}: pip install {name.replace('_', '-')}.")
-
-
-def evaluate_in_batches(
-    evaluate: Callable[[list[int]], list[Result]],
-    count: int,
-    batch_size: int,
-    accelerator: Accelerator,
-    name: str,
-) -> list[Result]:
-    """Results of all rows in their order, the same in every process.
-
-    Whole batches are shared out, so every row is computed in the same company, and to the same bits, by any number of
-    processes.
-
-    Args:
-        evaluate: row numbers to one result each.
-        count: number of rows; rows 0 .. count - 1 are evaluated.
-        batch_size: rows per call of `evaluate`.
-        accelerator: the processes.
-        name: for the progress bar.
-    """
-    starts = range(0, count, batch_size)[accelerator.process_index :: accelerator.num_processes]
-    results: dict[int, Result] = {}
-    for start in tqdm(starts, desc=name, leave=False, disable=not accelerator.is_main_process):
-        batch = list(range(start, min(start + batch_size, count)))
-        with torch.no_grad(), accelerator.autocast():
-            results.update(zip(batch, evaluate(batch), strict=True))
-    gathered = dict(gather_object(list(results.items())))
-    return [gathered[index] for index in range(count)]

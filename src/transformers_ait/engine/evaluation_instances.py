@@ -16,7 +16,6 @@ import fsspec
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from ..coco_annotations_ait import MIN_POLYGON, contiguous_categories
@@ -27,16 +26,16 @@ from ..image_processing_ait_instance import AiTInstanceImageProcessor
 from ..metrics import coco_metrics, lvis_metrics
 from ..modeling_ait import AiTForDenseAndInstancePrediction
 from ..modeling_ait_vqvae import AiTVQVAEModel
+from .evaluation_batches import evaluate_in_batches
 from .evaluation_depth import token_modes
 from .evaluation_inputs import (
     Checkpoint,
     EvaluationError,
     EvaluationSettings,
-    evaluate_in_batches,
     find_processor,
     require_package,
 )
-from .instance_data import NUCLEUS_SEED, PREFIXES, InstanceRows
+from .instance_data import NUCLEUS_SEED, InstanceRows, object_metrics, results_by_row
 from .instance_panel import MIN_SCORE, instance_panel
 from .vqvae_training import reencode_masks
 
@@ -170,14 +169,8 @@ class ObjectEvaluation:
     ) -> tuple[dict[str, float], list[list[Entry]]]:
         """Figures such as `box_AP` and `mask_AP50` in [0, 1], and each row's results; both in every process."""
         found = evaluate_in_batches(predict, len(self.rows), self.settings.batch_size, self.accelerator, name)
-        figures: list[dict[str, float]] = [{}]
-        if self.accelerator.is_main_process:
-            results = [entry for of_row in found for entry in of_row]
-            measure = lvis_metrics if self.is_lvis else coco_metrics
-            for iou_type in iou_types:
-                values = measure(results, self.truth, iou_type)
-                figures[0] |= {f"{PREFIXES[iou_type]}_{figure}": value for figure, value in values.items()}
-        return broadcast_object_list(figures)[0], found
+        measure = lvis_metrics if self.is_lvis else coco_metrics
+        return object_metrics(found, lambda: self.truth, iou_types, self.accelerator, measure), found
 
     def write(self, found: Sequence[Sequence[Entry]], iou_type: str, folder: Path) -> list[str]:
         """Write `predictions.json` (COCO results), `per_image.csv`, and `worst.png` of the rows with the lowest F1.
@@ -244,11 +237,11 @@ class ObjectEvaluation:
         identity = {number: number for number in range(len(model.config.id2label or {}))}
         results = processor.post_process_coco(outputs, indices, identity, sizes)
         known = [entry for entry in results if entry["category_id"] in to_data]
-        return _by_row([entry | {"category_id": to_data[entry["category_id"]]} for entry in known], indices)
+        return results_by_row([entry | {"category_id": to_data[entry["category_id"]]} for entry in known], indices)
 
     def _reencode(self, tokenizer: AiTVQVAEModel, indices: list[int]) -> list[list[Entry]]:
         size = tokenizer.config.image_size
-        return _by_row(reencode_masks(tokenizer, size, self.rows, indices, self.accelerator.device), indices)
+        return results_by_row(reencode_masks(tokenizer, size, self.rows, indices, self.accelerator.device), indices)
 
     def _check_categories(self, categories: Sequence[Mapping[str, Any]]) -> None:
         by_id = sorted(categories, key=lambda entry: entry["id"])
@@ -356,13 +349,6 @@ def _read_categories(settings: EvaluationSettings) -> list[Entry] | None:
             return list(json.load(file)["categories"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"annotations {path} is no annotation file of COCO's form: {error}") from error
-
-
-def _by_row(results: Sequence[Entry], indices: Sequence[int]) -> list[list[Entry]]:
-    found: dict[int, list[Entry]] = {index: [] for index in indices}
-    for entry in results:
-        found[entry["image_id"]].append(entry)
-    return [found[index] for index in indices]
 
 
 def _mask_tools() -> Any:

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..configuration_ait import TASK_IDS
+from ..configuration_ait import TASK_IDS, AiTConfig
 from ..modeling_ait import AiTForDenseAndInstancePrediction
 from ..modeling_token_decoder import sine_table
 from .recipes import RecipeError
+from .tokenizers import require_model
 
 PACKAGE_PREFIX = "package:"
 
@@ -77,8 +78,9 @@ def initialize_from(model: AiTForDenseAndInstancePrediction, folder: str, decode
 
     Raises:
         OSError: the folder holds no checkpoint.
-        RecipeError: the earlier model has another shape.
+        RecipeError: it holds another kind of model, or one of another shape.
     """
+    require_model(folder, "model.initialize_from", AiTConfig.model_type, "task-solver")
     earlier = AiTForDenseAndInstancePrediction.from_pretrained(folder)
     state, own = earlier.model.state_dict(), model.model.state_dict()
     if not decoder:

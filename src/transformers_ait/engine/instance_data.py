@@ -9,16 +9,16 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
 from ..coco_annotations_ait import annotation_box, annotation_mask, encode_masks
 from ..mask_geometry_ait import proper_boxes
 from ..metrics import coco_metrics
+from .evaluation_batches import evaluate_in_batches
 from .loading import load_rows, load_stream
 from .recipes import DataRecipe, RecipeError
-from .sampling import process_share
 from .streaming import RowStream
 
 MAP_COLUMN = "instance_map"
@@ -254,19 +254,43 @@ def evaluate_objects(
     Returns:
         `box_AP`, `box_AP50`, `box_AP75`, likewise `mask_` and `boundary_`, in [0, 1]; the same in every process.
     """
-    mine = process_share(count, accelerator.process_index, accelerator.num_processes)
-    chunks = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
-    results: dict[int, list[dict[str, Any]]] = {}
-    for chunk in tqdm(chunks, desc="evaluation", leave=False, disable=not accelerator.is_main_process):
-        results |= {index: [] for index in chunk}
-        for result in predict(chunk):
-            results[result["image_id"]].append(result)
-    gathered = dict(gather_object(list(results.items())))
-    found = [result for index in sorted(gathered) for result in gathered[index]]
-    metrics: list[dict[str, float]] = [{}]
+
+    def by_row(indices: list[int]) -> list[list[dict[str, Any]]]:
+        return results_by_row(predict(indices), indices)
+
+    found = evaluate_in_batches(by_row, count, batch_size, accelerator)
+    figures = object_metrics(found, lambda: rows.ground_truth(count), iou_types, accelerator)
+    return {f"{PREFIXES[x]}_{name}": figures[f"{PREFIXES[x]}_{name}"] for x in iou_types for name in REPORTED}
+
+
+def results_by_row(results: Sequence[dict[str, Any]], indices: Sequence[int]) -> list[list[dict[str, Any]]]:
+    """COCO results of some rows, whose numbers are the image ids, as one list per row."""
+    found: dict[int, list[dict[str, Any]]] = {index: [] for index in indices}
+    for entry in results:
+        found[entry["image_id"]].append(entry)
+    return [found[index] for index in indices]
+
+
+def object_metrics(
+    found: Sequence[Sequence[dict[str, Any]]],
+    make_truth: Callable[[], dict[str, Any]],
+    iou_types: Sequence[str],
+    accelerator: Accelerator,
+    measure: Callable[..., dict[str, float]] = coco_metrics,
+) -> dict[str, float]:
+    """Figures such as `box_AP` and `mask_AP50` in [0, 1], computed by the main process for all.
+
+    Args:
+        found: each row's COCO results.
+        make_truth: annotations in the form that `measure` takes; called in the main process alone.
+        iou_types: of "bbox", "segm" and "boundary".
+        accelerator: the processes.
+        measure: `coco_metrics` or `lvis_metrics`.
+    """
+    figures: list[dict[str, float]] = [{}]
     if accelerator.is_main_process:
-        truth = rows.ground_truth(count)
+        results, truth = [entry for of_row in found for entry in of_row], make_truth()
         for iou_type in iou_types:
-            figures = coco_metrics(found, truth, iou_type)
-            metrics[0] |= {f"{PREFIXES[iou_type]}_{name}": figures[name] for name in REPORTED}
-    return broadcast_object_list(metrics)[0]
+            values = measure(results, truth, iou_type)
+            figures[0] |= {f"{PREFIXES[iou_type]}_{name}": value for name, value in values.items()}
+    return broadcast_object_list(figures)[0]

@@ -1,5 +1,6 @@
 """Training of the task-solver for detection and instance segmentation."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from .loop import make_accelerator, train
 from .recipes import InstanceModelRecipe, InstanceRecipe, RecipeError, build_config
 from .sampling import Sample
 from .saving import save_task_solver
-from .tokenizers import load_tokenizer, with_tokenizer
+from .tokenizers import TokenizerKind, load_tokenizer, with_tokenizer
 
 
 class InstanceTask:
@@ -176,14 +177,30 @@ def build_instance_model(recipe: InstanceModelRecipe, class_names: list[str]) ->
         FileNotFoundError: the tokenizer's folder holds no model.
         RecipeError: the configuration is not valid, or does not fit the tokenizer or the earlier run.
     """
+    tokenizer = _mask_tokenizer(recipe)
+    return build_object_model(recipe, class_names, {"mask": tokenizer} if tokenizer is not None else {})
+
+
+def build_object_model(
+    recipe: InstanceModelRecipe, class_names: list[str], tokenizers: Mapping[TokenizerKind, AiTVQVAEModel]
+) -> AiTForDenseAndInstancePrediction:
+    """`build_instance_model`, and likewise for joint models, with the tokenizers at hand.
+
+    Args:
+        recipe: what to train.
+        class_names: of the data; they become the configuration's `id2label`.
+        tokenizers: trained ones, by what they tokenize.
+
+    Raises:
+        RecipeError: as `build_instance_model`.
+    """
     values = {**recipe.config, "id2label": dict(enumerate(class_names))}
     values["label2id"] = {name: number for number, name in values["id2label"].items()}
-    tokenizer = _mask_tokenizer(recipe)
-    if tokenizer is not None:
-        values = with_tokenizer(values, tokenizer, "mask")
+    for kind, tokenizer in tokenizers.items():
+        values = with_tokenizer(values, tokenizer, kind)
     model = AiTForDenseAndInstancePrediction(build_config(AiTConfig, values, "the recipe"))
-    if tokenizer is not None:
-        model.mask_tokenizer.load_state_dict(tokenizer.state_dict())
+    for kind, tokenizer in tokenizers.items():
+        getattr(model, f"{kind}_tokenizer").load_state_dict(tokenizer.state_dict())
     if recipe.backbone_weights is not None:
         load_backbone_weights(model, recipe.backbone_weights)
     if recipe.initialize_from is not None:

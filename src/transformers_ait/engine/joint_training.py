@@ -10,20 +10,18 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 
-from ..configuration_ait import AiTConfig
 from ..distributed_ait import mean_over_processes
 from ..modeling_ait import AiTForDenseAndInstancePrediction
 from .depth_data import load_depth_pairs
 from .depth_training import DepthTask
-from .initialization import initialize_from, load_backbone_weights
 from .instance_data import load_instance_rows
-from .instance_training import InstanceTask
+from .instance_training import InstanceTask, build_object_model
 from .joint_recipe import JointModelRecipe, JointRecipe, check_joint_tasks, depth_part, instance_part
 from .joint_sampling import JointSampler, Mix, plan_mix
 from .loop import count_processes, make_accelerator, micro_batch_size, train
-from .recipes import RecipeError, build_config
+from .recipes import RecipeError
 from .sampling import Sample, SampleKey
-from .tokenizers import load_tokenizer, with_tokenizer
+from .tokenizers import TokenizerKind, load_tokenizer
 
 # Places of the tasks in weights, and in `JointTask.tasks`.
 INSTANCE, DEPTH = 0, 1
@@ -144,9 +142,7 @@ def build_joint_model(recipe: JointModelRecipe, class_names: list[str]) -> AiTFo
         RecipeError: the configuration is not valid, or does not fit the tokenizers or the earlier run.
     """
     check_joint_tasks(recipe)
-    values = {**recipe.config, "id2label": dict(enumerate(class_names))}
-    values["label2id"] = {name: number for number, name in values["id2label"].items()}
-    paths = {"mask": recipe.mask_tokenizer, "depth": recipe.depth_tokenizer}
+    paths: dict[TokenizerKind, str | None] = {"mask": recipe.mask_tokenizer, "depth": recipe.depth_tokenizer}
     tokenizers = {}
     for kind, path in paths.items():
         if path is None:
@@ -155,16 +151,7 @@ def build_joint_model(recipe: JointModelRecipe, class_names: list[str]) -> AiTFo
                 "folder of a run_vqvae.py run)."
             )
         tokenizers[kind] = load_tokenizer(path, f"model.{kind}_tokenizer")
-    values = with_tokenizer(values, tokenizers["mask"], "mask")
-    values = with_tokenizer(values, tokenizers["depth"], "depth")
-    model = AiTForDenseAndInstancePrediction(build_config(AiTConfig, values, "the recipe"))
-    model.mask_tokenizer.load_state_dict(tokenizers["mask"].state_dict())
-    model.depth_tokenizer.load_state_dict(tokenizers["depth"].state_dict())
-    if recipe.backbone_weights is not None:
-        load_backbone_weights(model, recipe.backbone_weights)
-    if recipe.initialize_from is not None:
-        initialize_from(model, recipe.initialize_from, decoder=recipe.initialize_decoder)
-    return model
+    return build_object_model(recipe, class_names, tokenizers)
 
 
 def plan_recipe(recipe: JointRecipe, processes: int) -> Mix:

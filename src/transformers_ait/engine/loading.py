@@ -4,6 +4,7 @@ from itertools import islice
 from typing import Any
 
 import datasets
+from datasets.exceptions import DatasetsError
 
 from ..data import SyntheticRooms  # noqa: F401 - importing the package registers its builders
 from .recipes import DataRecipe, RecipeError
@@ -14,13 +15,17 @@ def load_rows(recipe: DataRecipe, split: str) -> datasets.Dataset:
     """A split as rows on disk; of a streamed dataset its first `eval_limit` rows, held encoded.
 
     Raises:
-        RecipeError: the dataset or split does not exist.
+        RecipeError: the dataset or split does not exist, or the split has no rows.
     """
-    if not recipe.streaming:
-        return _load(recipe, split)
-    stream = load_stream(recipe, split)
-    rows = (row for shard in range(stream.num_shards) for row in stream.read(shard, 0))
-    return datasets.Dataset.from_list(list(islice(rows, recipe.eval_limit)), features=stream.features)
+    if recipe.streaming:
+        stream = load_stream(recipe, split)
+        parts = (row for shard in range(stream.num_shards) for row in stream.read(shard, 0))
+        rows = datasets.Dataset.from_list(list(islice(parts, recipe.eval_limit)), features=stream.features)
+    else:
+        rows = _load(recipe, split)
+    if len(rows) == 0:
+        raise RecipeError(f"data.dataset {recipe.dataset!r} has no rows in split {split!r}; name another split.")
+    return rows
 
 
 def load_stream(recipe: DataRecipe, split: str) -> RowStream:
@@ -37,5 +42,7 @@ def _load(recipe: DataRecipe, split: str, streaming: bool = False) -> Any:
     options = {name: value for name, value in recipe.options.items() if not (streaming and name == "num_proc")}
     try:
         return datasets.load_dataset(recipe.dataset, split=split, streaming=streaming, **options)
-    except (ValueError, TypeError, OSError) as error:
-        raise RecipeError(f"data.dataset {recipe.dataset!r}, split {split!r}, cannot be loaded: {error}") from error
+    except (ValueError, TypeError, OSError, DatasetsError) as error:
+        # Where rows are made, `datasets` wraps what went wrong.
+        reason = error.__cause__ or error if isinstance(error, DatasetsError) else error
+        raise RecipeError(f"data.dataset {recipe.dataset!r}, split {split!r}, cannot be loaded: {reason}") from error

@@ -32,7 +32,8 @@ from .checkpoints import (
     save_checkpoint,
 )
 from .model_card import run_facts, write_model_card
-from .recipes import OptimRecipe, RecipeError, RunRecipe, ScheduleRecipe, build_recipe, recipe_dict
+from .recipe_sections import OptimRecipe, RunRecipe, ScheduleRecipe
+from .recipes import RecipeError, build_recipe, recipe_dict
 from .reporting import RunLog
 from .sampling import MicroBatchSampler, Sample, SampleKey, SeededSamples
 from .streaming import RowStream, StreamBatches
@@ -321,9 +322,11 @@ def train(task: TrainingTask, recipe: Any, accelerator: Accelerator, make_sample
     Raises:
         DiskFullError: not even one checkpoint fits on the disk, or it fills up.
         FileExistsError: as `check_run_folder`.
-        RecipeError: as `check_run_folder`.
+        RecipeError: as `check_run_folder`; the training data is empty.
         FloatingPointError: the loss is not finite.
     """
+    if task.stream is None and task.num_rows == 0:
+        raise RecipeError("The training data is empty: it has no row, or for masks no object, to learn from.")
     checkpoint = check_run_folder(recipe, accelerator)
     check_disk_space(
         Path(recipe.run.output) / "checkpoints", checkpoint_size(task.model), recipe.run.keep_checkpoints, accelerator

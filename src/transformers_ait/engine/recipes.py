@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from huggingface_hub.dataclasses import strict
@@ -21,7 +21,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDa
 from transformers import PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
-from .checkpoints import DiskFullError
+from .recipe_sections import DataRecipe, OptimRecipe, RunRecipe
 
 Recipe = TypeVar("Recipe")
 Config = TypeVar("Config", bound=PreTrainedConfig)
@@ -30,177 +30,6 @@ MISSING_VALUE = "???"
 
 class RecipeError(ValueError):
     """A recipe names something that does not exist, or gives a value that is not allowed."""
-
-
-@strict
-@dataclass
-class DataRecipe:
-    """Which data, and how it is read.
-
-    Args:
-        dataset: name for `datasets.load_dataset`; a builder of this package or any other with the column `image` and,
-            as the task needs, `depth` (16-bit millimetres, 0 = invalid) or `objects` (see `InstanceRows`).
-        options: further arguments of `load_dataset`.
-        train_split: split to train on.
-        eval_split: split to evaluate on.
-        eval_limit: evaluate on the first so many rows; None is all.
-        eval_batch: rows per forward pass and process in evaluation.
-        train_columns: first and last column (exclusive) of training depth maps and their images; None is all. NYUv2 has
-            a border outside 41..601.
-        train_size: height and width that training images and depth maps are resized to once, as the image processor
-            resizes what it is given; None leaves them as they are.
-        in_memory: keep decoded rows in memory; they are decoded once.
-        num_workers: data-loading processes per training process.
-        streaming: read training data in order, without a copy on disk; needs `run.steps` and `eval_limit`.
-        shuffle_buffer: rows of a stream that are shuffled together, per reader.
-    """
-
-    dataset: str
-    options: dict[str, Any] = field(default_factory=dict)
-    train_split: str = "train"
-    eval_split: str = "validation"
-    eval_limit: int | None = None
-    eval_batch: int = 8
-    train_columns: list[int] | None = None
-    train_size: list[int] | None = None
-    in_memory: bool = False
-    num_workers: int = 0
-    streaming: bool = False
-    shuffle_buffer: int = 1000
-
-    def validate_streaming(self) -> None:
-        """Streams have no end, so that the rows to evaluate on must be counted."""
-        if self.streaming and self.eval_limit is None:
-            raise ValueError("streaming needs eval_limit, the number of rows to evaluate on")
-
-    def validate_size(self) -> None:
-        """A size is two positive numbers of pixels, columns are two in increasing order."""
-        if self.train_columns is not None and (
-            len(self.train_columns) != 2 or not 0 <= self.train_columns[0] < self.train_columns[1]
-        ):
-            raise ValueError(f"train_columns must be a first and a last column in pixels, got {self.train_columns}")
-        if self.train_size is not None and (len(self.train_size) != 2 or min(self.train_size) < 1):
-            raise ValueError(f"train_size must be a height and a width in pixels, got {self.train_size}")
-
-    def validate_counts(self) -> None:
-        """Batches and limits hold at least one row."""
-        for name in ("eval_limit", "eval_batch", "shuffle_buffer"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
-
-
-@strict
-@dataclass
-class ScheduleRecipe:
-    """How the rate changes; every factor applies to each group's own rate.
-
-    Args:
-        name: "constant"; "step" (times `factor` at `milestones`); "linear" or "cosine" (to the share `final`);
-            "exponential" (times `factor` every `every` steps).
-        warmup_steps: steps over which a further factor grows linearly from `warmup_start` to 1.
-        warmup_start: that factor at the first step.
-        final: what remains at the end of "linear" and "cosine".
-        milestones: steps of "step".
-        factor: of "step" and "exponential".
-        every: steps between two drops of "exponential".
-    """
-
-    name: Literal["constant", "step", "linear", "cosine", "exponential"] = "cosine"
-    warmup_steps: int = 0
-    warmup_start: float | int = 0.1
-    final: float | int = 0.0
-    milestones: list[int] = field(default_factory=list)
-    factor: float | int = 0.1
-    every: int = 500
-
-
-@strict
-@dataclass
-class OptimRecipe:
-    """AdamW; without weight decay it is Adam.
-
-    Args:
-        lr: rate of the last layer.
-        weight_decay: decay of what is decayed.
-        layer_decay: factor on the rate per backbone layer, towards the input.
-        betas: of AdamW.
-        clip: largest gradient norm; None does not clip.
-        scale_lr: multiply `lr` by `run.batch_size` over `run.published_batch_size` (the linear rule).
-        schedule: how the rate changes.
-    """
-
-    lr: float | int
-    weight_decay: float | int = 0.0
-    layer_decay: float | int = 1.0
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    clip: float | int | None = None
-    scale_lr: bool = False
-    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
-
-
-@strict
-@dataclass
-class RunRecipe:
-    """How long, how large, how often, and where to.
-
-    Args:
-        output: folder of the run; must be new or empty, unless resumed.
-        steps: optimiser steps. Exactly one of `steps` and `epochs` is given.
-        epochs: passes over the training data.
-        batch_size: samples per optimiser step, over all processes.
-        published_batch_size: the batch that the rate and the steps were chosen for; another `batch_size` is warned of.
-        micro_batch: samples per forward pass and process; None is an equal share of `batch_size`. Gradients are
-            accumulated over what is left.
-        processes: number of processes that the recipe is meant for; on fewer, the share of `batch_size` in a forward
-            pass does not grow. None is any number.
-        seed: of weights, data order, augmentation and dropout.
-        mixed_precision: None is what `accelerate launch` was told.
-        activation_checkpointing: keep only the inputs of blocks, and compute them again on the way back; less memory,
-            more time.
-        log_every: steps between log lines.
-        eval_every: steps between evaluations; there is always one at the end.
-        checkpoint_every: steps between checkpoints; there is always one at the end.
-        keep_checkpoints: how many of the latest checkpoints stay.
-        panels: evaluation pictures per evaluation.
-        channels_last: keep images and convolutions in channels-last order, which is faster on CPUs and tensor cores.
-        save_dtype: precision of the weights in the final `model` folder of a task-solver; half halves the file.
-        resume: continue the run in `output` from its latest complete checkpoint.
-    """
-
-    output: str
-    batch_size: int
-    steps: int | None = None
-    epochs: int | float | None = None
-    published_batch_size: int | None = None
-    micro_batch: int | None = None
-    processes: int | None = None
-    seed: int = 0
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    activation_checkpointing: bool = False
-    log_every: int = 50
-    eval_every: int = 1000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    panels: int = 4
-    channels_last: bool = False
-    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    resume: bool = False
-
-    def validate_length(self) -> None:
-        """A run has one length."""
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError(f"give either steps or epochs, got steps={self.steps} and epochs={self.epochs}")
-
-    def validate_counts(self) -> None:
-        """Counts of things that must happen are at least 1."""
-        sizes = ("steps", "epochs", "batch_size", "published_batch_size", "micro_batch", "processes")
-        for name in (*sizes, "log_every", "eval_every", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if self.keep_checkpoints < 1:
-            raise ValueError(f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
 
 
 @strict
@@ -227,6 +56,13 @@ class PatchMaskRecipe:
 
     ratio: float | int = 0.5
     patch_size: int = 16
+
+    def validate_patches(self) -> None:
+        """A share, and whole pixels."""
+        if self.patch_size < 1 or not 0 <= self.ratio <= 1:
+            raise ValueError(
+                f"patch_size must be at least 1 and ratio lie in [0, 1], got {self.patch_size} and {self.ratio}"
+            )
 
 
 @strict
@@ -265,31 +101,49 @@ class VQVAERecipe:
 
 @strict
 @dataclass
-class DepthModelRecipe:
-    """What to train.
+class SolverModelRecipe:
+    """What the recipes of all task-solvers say of the model.
 
     Args:
-        config: fields of `AiTConfig`. With `depth_tokenizer`, `depth_tokenizer_config` may hold `tau` alone.
-        depth_tokenizer: folder of a trained VQ-VAE; None uses `config.depth_tokenizer_config`, which must then be an
-            "ait_bin_tokenizer", since an untrained VQ-VAE is no tokenizer.
+        config: fields of `AiTConfig`.
         backbone_weights: pretrained weights of a timm backbone, a file or `package:NAME`; None starts at random.
-        initialize_from: folder of an earlier run whose backbone, encoder and decoder to start from.
-        align_positions: let every token attend to its own place of the image from the start.
-        image_mean: mean of each channel that the backbone expects; None takes pixels in [0, 1] as they are.
+        initialize_from: folder of an earlier run to start from.
+        image_mean: mean of each channel that the backbone expects.
         image_std: standard deviation likewise.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
-    depth_tokenizer: str | None = None
     backbone_weights: str | None = None
     initialize_from: str | None = None
-    align_positions: bool = False
-    image_mean: list[float] | None = None
-    image_std: list[float] | None = None
+    image_mean: list[float | int] | None = None
+    image_std: list[float | int] | None = None
 
     def validate_normalization(self) -> None:
         """Mean and standard deviation come together, one value per channel."""
-        check_normalization(self.image_mean, self.image_std)
+        given = [values for values in (self.image_mean, self.image_std) if values is not None]
+        if len(given) == 1 or any(len(values) != 3 for values in given) or 0 in (self.image_std or []):
+            raise ValueError(
+                "image_mean and image_std must both be given, three values each and no deviation of 0, got "
+                f"{self.image_mean} and {self.image_std}"
+            )
+
+
+@strict
+@dataclass
+class DepthModelRecipe(SolverModelRecipe):
+    """What to train: the fields of `SolverModelRecipe`.
+
+    With `depth_tokenizer`, `config.depth_tokenizer_config` may hold `tau` alone; `initialize_from` gives backbone,
+    encoder and decoder; without `image_mean` and `image_std` pixels stay in [0, 1].
+
+    Args:
+        depth_tokenizer: folder of a trained VQ-VAE; None uses `config.depth_tokenizer_config`, which must then be an
+            "ait_bin_tokenizer", since an untrained VQ-VAE is no tokenizer.
+        align_positions: let every token attend to its own place of the image from the start.
+    """
+
+    depth_tokenizer: str | None = None
+    align_positions: bool = False
 
 
 @strict
@@ -322,32 +176,21 @@ class DepthRecipe:
 
 @strict
 @dataclass
-class InstanceModelRecipe:
-    """What to train.
+class InstanceModelRecipe(SolverModelRecipe):
+    """What to train: the fields of `SolverModelRecipe`.
+
+    `config.tasks` is [detection] or [instance], and the classes are the data's. With `mask_tokenizer`,
+    `config.mask_tokenizer_config` may hold `tau` alone; `initialize_from` gives backbone and encoder; without
+    `image_mean` and `image_std` images are normalised by ImageNet's.
 
     Args:
-        config: fields of `AiTConfig`; `tasks` is [detection] or [instance]. With `mask_tokenizer`,
-            `mask_tokenizer_config` may hold `tau` alone; the classes are the data's.
         mask_tokenizer: folder of a trained VQ-VAE of masks, for instances.
-        backbone_weights: pretrained weights of a timm backbone, a file or `package:NAME`; None starts at random.
-        initialize_from: folder of an earlier run whose backbone and encoder to start from.
-        initialize_decoder: start from its decoder too; a detection decoder also gives the places of boxes and classes
-            in the longer sequences of instances.
-        image_mean: mean of each channel that the backbone expects; None is ImageNet's.
-        image_std: standard deviation likewise.
+        initialize_decoder: start from the earlier run's decoder too; a detection decoder also gives the places of boxes
+            and classes in the longer sequences of instances.
     """
 
-    config: dict[str, Any] = field(default_factory=dict)
     mask_tokenizer: str | None = None
-    backbone_weights: str | None = None
-    initialize_from: str | None = None
     initialize_decoder: bool = False
-    image_mean: list[float] | None = None
-    image_std: list[float] | None = None
-
-    def validate_normalization(self) -> None:
-        """Mean and standard deviation come together, one value per channel."""
-        check_normalization(self.image_mean, self.image_std)
 
 
 @strict
@@ -360,7 +203,7 @@ class InstanceAugmentationRecipe:
         flip: probability of a horizontal flip.
     """
 
-    scale: list[float] = field(default_factory=lambda: [0.1, 3.0])
+    scale: list[float | int] = field(default_factory=lambda: [0.1, 3.0])
     flip: float | int = 0.5
 
     def validate_scale(self) -> None:
@@ -379,17 +222,6 @@ class InstanceRecipe:
     run: RunRecipe
     model: InstanceModelRecipe = field(default_factory=InstanceModelRecipe)
     augmentation: InstanceAugmentationRecipe = field(default_factory=InstanceAugmentationRecipe)
-
-
-def check_normalization(mean: list[float] | None, std: list[float] | None) -> None:
-    """Check that a mean and a standard deviation are both given, with a value per channel, or neither.
-
-    Raises:
-        ValueError: they are not.
-    """
-    given = [values for values in (mean, std) if values is not None]
-    if len(given) == 1 or any(len(values) != 3 for values in given):
-        raise ValueError(f"image_mean and image_std must both be given, three values each, got {mean} and {std}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -450,7 +282,8 @@ def build_recipe(recipe_class: type[Recipe], values: Mapping[str, Any], source: 
         if entry.name in values:
             value = values[entry.name]
             nested = dataclasses.is_dataclass(entry.type)
-            arguments[entry.name] = build_recipe(entry.type, value, source, key) if nested else value  # type: ignore
+            meant = build_recipe(entry.type, value, source, key) if nested else _spelled(value, entry.type)  # type: ignore
+            arguments[entry.name] = meant
         elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
             raise RecipeError(f"{key} is missing in {source}; set it there or give --{key} on the command line.")
     return _instantiate(recipe_class, arguments, source, path)
@@ -494,7 +327,7 @@ def run_from_command_line(recipe_class: type[Recipe], run: Callable[[Recipe], An
     disable_progress_bar()
     try:
         run(load_recipe(recipe_class, arguments))
-    except (RecipeError, DiskFullError, FileNotFoundError, FileExistsError) as error:
+    except (RecipeError, OSError, FloatingPointError) as error:
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
@@ -519,6 +352,12 @@ def _parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
             text = rest.pop(0)
         overrides.append((key, _parse_yaml(text, f"The value of --{key}")))
     return overrides
+
+
+def _spelled(value: Any, kind: Any) -> Any:
+    """YAML 1.1 reads a bare `no` as False; where "no" is one of the choices, it is what was meant."""
+    choices = [choice for part in (kind, *get_args(kind)) for choice in get_args(part)]
+    return "no" if value is False and "no" in choices else value
 
 
 def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -582,6 +421,8 @@ def _instantiate(target: type[Any], arguments: dict[str, Any], source: str, path
     except StrictDataclassFieldValidationError as error:
         name = re.search(r"field '(\w+)'", str(error))
         key = ".".join(part for part in (path, name[1] if name else "") if part)
-        raise RecipeError(f"{key} in {source} has a value that is not allowed: {error.__cause__}") from error
+        # Of a list's entry the cause says which, and its own cause why.
+        reasons = [str(x) for x in (error.__cause__, getattr(error.__cause__, "__cause__", None)) if x is not None]
+        raise RecipeError(f"{key} in {source} has a value that is not allowed: {': '.join(reasons)}") from error
     except (StrictDataclassClassValidationError, ValueError) as error:
         raise RecipeError(f"{path or 'The recipe'} in {source} is not valid: {error.__cause__ or error}") from error

@@ -23,11 +23,11 @@ from ..image_processing_ait_depth import MIN_DEPTH
 from ..mask_geometry_ait import crop_masks, paste_masks
 from ..modeling_ait_vqvae import AiTVQVAEModel
 from ..visualization import DepthPanelRow, depth_panel
-from .depth_data import DepthPairs, evaluate_depth, load_depth_pairs
+from .depth_data import DepthPairs, evaluate_depth, explain_crop, load_depth_pairs
 from .instance_data import InstanceRows, evaluate_objects, load_instance_rows
 from .instance_panel import instance_panel
 from .loop import make_accelerator, train
-from .recipes import VQVAERecipe, build_config
+from .recipes import RecipeError, VQVAERecipe, build_config
 from .sampling import Sample
 from .streaming import RowStream
 
@@ -40,6 +40,9 @@ class VQVAETask(ABC):
         recipe: the run's recipe.
         num_rows: training samples.
         num_eval: rows of evaluation data there are.
+
+    Raises:
+        RecipeError: patches that do not fill the maps.
     """
 
     def __init__(self, model: AiTVQVAEModel, recipe: VQVAERecipe, num_rows: int, num_eval: int) -> None:
@@ -52,6 +55,11 @@ class VQVAETask(ABC):
         self.num_eval = min(num_eval, recipe.data.eval_limit or num_eval)
         self.eval_batch = recipe.data.eval_batch
         self.panels = min(recipe.run.panels, self.num_eval)
+        side = recipe.patch_mask.patch_size
+        if self.config.image_size % side:
+            raise RecipeError(
+                f"patch_mask.patch_size must divide model.config.image_size {self.config.image_size}, got {side}."
+            )
         self.patch_mask = RandomPatchMask(recipe.patch_mask.patch_size, recipe.patch_mask.ratio)
 
     @property
@@ -127,7 +135,9 @@ class VQVAEDepthTask(VQVAETask):
 
     def target(self, index: int) -> Tensor:
         """A random crop of a depth map, (1, S, S) metres."""
-        return self.transform(tv_tensors.Mask(self.train_rows.depth(index))).as_subclass(Tensor)
+        depth = tv_tensors.Mask(self.train_rows.depth(index))
+        with explain_crop(index, depth):
+            return self.transform(depth).as_subclass(Tensor)
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, float], Image.Image | None]:
         """Depth metrics of reconstructed whole maps."""
@@ -235,8 +245,10 @@ def train_vqvae(recipe: VQVAERecipe) -> Path:
         FileExistsError: the run's folder is in use.
     """
     config = build_config(AiTVQVAEConfig, recipe.model.config, "the recipe")
-    accelerator = make_accelerator(recipe.run)
     masks = recipe.maps == "masks"
+    if masks and config.ignore_zero:
+        raise RecipeError("model.config.ignore_zero must be false for maps: masks, whose zeros are to be learnt.")
+    accelerator = make_accelerator(recipe.run)
     with accelerator.main_process_first():
         rows: Any = load_instance_rows(recipe.data) if masks else load_depth_pairs(recipe.data, resize_all=True)
     train_rows, eval_rows = rows
