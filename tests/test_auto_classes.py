@@ -1,5 +1,8 @@
 """The Auto classes and the depth-estimation pipeline."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -127,3 +130,18 @@ def test_pipeline_in_bfloat16(checkpoint, photographs, no_messages):
     result = half(photographs[0])
     assert depth_of(result).dtype == torch.float32
     assert (depth_of(result) - depth_of(full)).abs().mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "import transformers_ait; from datasets import load_dataset_builder; load_dataset_builder('synthetic_rooms')",
+        # None in sys.modules is how a package looks that is not installed.
+        "import sys; sys.modules['datasets'] = None; import importlib.util; find = importlib.util.find_spec; "
+        "importlib.util.find_spec = lambda name, *a: None if name == 'datasets' else find(name, *a); "
+        "import transformers_ait; assert 'transformers_ait.data' not in sys.modules",
+    ],
+    ids=["with datasets", "without"],
+)
+def test_importing_the_package_registers_its_datasets(script):
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,11 +1,12 @@
-"""Depth of a real photograph, depth and objects of a rendered room, beside the truth, as one picture.
+"""Depth of real photographs, depth and objects of a rendered room, beside the truth, as one picture.
 
     python training/demo.py --output demo.png          # what `make demo` runs
-    python training/demo.py --model DIRECTORY --instance-model DIRECTORY --image photo.jpg
+    python training/demo.py --image photo.jpg --photo-model DIRECTORY --model DIRECTORY --instance-model DIRECTORY
 
-The photograph is the Middlebury motorcycle scene that ships inside scikit-image, with true disparity; the room is
-rendered here. Everything goes through the public route: `pipeline("depth-estimation")` and
-`pipeline("image-segmentation")` on checkpoint folders.
+The photographs ship inside scikit-image: the Middlebury motorcycle scene, with true disparity, and a portrait. A model
+trained on photographs (NYU Depth v2) sees them; models trained on rendered rooms see the room, which is rendered here.
+Everything goes through the public route: `pipeline("depth-estimation")` and `pipeline("image-segmentation")` on
+checkpoint folders.
 """
 
 import argparse
@@ -76,19 +77,21 @@ def describe(name: str, depth: np.ndarray, truth: np.ndarray) -> None:
     )
 
 
-def depth_rows(estimator: Pipeline, frame: RoomFrame, photo: Path | None) -> list[DepthPanelRow]:
-    """Depth of the photographs and of the room."""
-    room = (Image.fromarray(frame.image), frame.depth_dense)
-    scenes = {"Photograph (Middlebury motorcycle)": motorcycle(), ROOM_TITLE: room}
+def depth_row(estimator: Pipeline, title: str, image: Image.Image, truth: np.ndarray | None = None) -> DepthPanelRow:
+    """Depth of an image, described where the truth is known."""
+    depth = predict(estimator, title, image)["predicted_depth"].numpy()
+    if truth is not None:
+        describe(title, depth, truth)
+    return DepthPanelRow(np.array(image), depth, truth, title=title)
+
+
+def photograph_rows(estimator: Pipeline, photo: Path | None) -> list[DepthPanelRow]:
+    """Depth of the photographs, the user's own first."""
     rows = []
     if photo is not None:
-        image = Image.open(photo).convert("RGB")
-        depth = predict(estimator, "yours", image)["predicted_depth"]
-        rows.append(DepthPanelRow(np.array(image), depth, title=photo.name))
-    for title, (image, truth) in scenes.items():
-        depth = predict(estimator, title, image)["predicted_depth"].numpy()
-        describe(title, depth, truth)
-        rows.append(DepthPanelRow(np.array(image), depth, truth, title=title))
+        rows.append(depth_row(estimator, photo.name, Image.open(photo).convert("RGB")))
+    rows.append(depth_row(estimator, "Photograph (Middlebury motorcycle)", *motorcycle()))
+    rows.append(depth_row(estimator, "Photograph (no truth)", Image.fromarray(skimage.data.astronaut())))
     return rows
 
 
@@ -129,8 +132,9 @@ def main() -> None:
     """Predict, print, draw."""
     models = REPOSITORY / "hub_configs"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(models / "ait-tiny-rooms-depth"))
-    parser.add_argument("--instance-model", default=str(models / "ait-tiny-rooms-instance"))
+    parser.add_argument("--photo-model", default=str(models / "ait-lite-nyu"), help="depth of photographs")
+    parser.add_argument("--model", default=str(models / "ait-tiny-rooms-depth"), help="depth of the room")
+    parser.add_argument("--instance-model", default=str(models / "ait-tiny-rooms-instance"), help="objects of the room")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score of the objects that are shown")
     parser.add_argument("--image", type=Path, default=None, help="a photograph of your own, shown first")
     parser.add_argument("--output", type=Path, default=Path("demo.png"))
@@ -140,7 +144,10 @@ def main() -> None:
     torch.manual_seed(1)  # objects are sampled from a nucleus
     start = time.perf_counter()
     frame = render_room(HELD_OUT_ROOM, height=480, width=640)
-    pictures = [depth_panel(depth_rows(load("depth-estimation", arguments.model), frame, arguments.image))]
+    rows = photograph_rows(load("depth-estimation", arguments.photo_model), arguments.image)
+    room = Image.fromarray(frame.image)
+    rows.append(depth_row(load("depth-estimation", arguments.model), ROOM_TITLE, room, frame.depth_dense))
+    pictures = [depth_panel(rows)]
     segmenter = load("image-segmentation", arguments.instance_model)
     pictures.append(instance_picture(segmenter, frame, arguments.threshold))
     stacked(pictures).save(arguments.output)

@@ -1,4 +1,9 @@
-"""AiT ("All in Tokens", arXiv 2301.02229) as a transformers model family. Importing it registers the Auto classes."""
+"""AiT ("All in Tokens", arXiv 2301.02229) as a transformers model family. Importing it registers the Auto classes.
+
+Where `datasets` is installed, its `load_dataset` finds this package's builders by name from then on.
+"""
+
+import importlib.util
 
 from transformers import (
     AutoBackbone,
@@ -81,3 +86,6 @@ AutoImageProcessor.register(AiTConfig, image_processor_classes={"torchvision": A
 AutoImageProcessor.register(
     _InstanceProcessorKey, image_processor_classes={"torchvision": AiTInstanceImageProcessor}, exist_ok=True
 )
+
+if importlib.util.find_spec("datasets") is not None:  # an optional requirement, imported in a quarter of a second
+    from . import data  # noqa: F401
