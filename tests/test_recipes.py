@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
@@ -503,6 +504,29 @@ def test_activation_checkpointing_changes_nothing_but_memory(small_data, tmp_pat
     arguments = tiny_variant("vqvae-nyu-depth", small_data, tmp_path / "vqvae")
     with pytest.raises(RecipeError, match="run.activation_checkpointing"):
         train_vqvae(load_recipe(VQVAERecipe, [*arguments, "--run.activation_checkpointing", "true"]))
+
+
+def test_compiling_changes_nothing_but_speed(small_data, tmp_path, monkeypatch):
+    compiled, original = [], torch.nn.Module.compile
+
+    def compile_without_code_generation(module, **settings):
+        compiled.append(type(module).__name__)
+        original(module, backend="eager", **settings)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code_generation)
+    logs = []
+    for value in ("false", "true"):
+        arguments = tiny_variant("depth-base", small_data, tmp_path / value)
+        train_depth(load_recipe(DepthRecipe, [*arguments, "--run.compile", value]))
+        logs.append([json.loads(line) for line in (tmp_path / value / "log.jsonl").read_text().splitlines()])
+    assert compiled == ["AiTSwinV2Backbone", "AiTEncoder", "AiTTokenDecoder"]
+    for before, after in zip(*logs, strict=True):
+        assert before.pop("split") == after.pop("split")
+        assert before == pytest.approx(after, rel=1e-3)
+    AiTForDenseAndInstancePrediction.from_pretrained(tmp_path / "true" / "model")
+    arguments = tiny_variant("vqvae-nyu-depth", small_data, tmp_path / "vqvae")
+    with pytest.raises(RecipeError, match="run.compile is for task-solvers"):
+        train_vqvae(load_recipe(VQVAERecipe, [*arguments, "--run.compile", "true"]))
 
 
 def test_a_published_recipe_without_its_data_ends_with_one_line(monkeypatch, capsys, tmp_path):

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from .. import optimization
 from ..distributed_ait import mean_over_processes
+from ..modeling_ait import AiTForDenseAndInstancePrediction
 from .checkpoints import (
     check_disk_space,
     checkpoint_size,
@@ -358,6 +359,8 @@ class _Trainer:
             task.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         if recipe.run.activation_checkpointing:
             _checkpoint_activations(task.model)
+        if recipe.run.compile:
+            _compile(task.model)
         self.checkpoint_size = checkpoint_size(task.model)
         optim = recipe.optim
         lr = learning_rate(optim, recipe.run)
@@ -548,6 +551,13 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         raise RecipeError("run.activation_checkpointing is for task-solvers; a tokenizer has no blocks, leave it out.")
     model.activation_checkpointing_enable()
+
+
+def _compile(model: PreTrainedModel) -> None:
+    if not isinstance(model, AiTForDenseAndInstancePrediction):
+        raise RecipeError("run.compile is for task-solvers; a tokenizer is small, leave it out.")
+    for part in (model.model.backbone, model.model.encoder, model.model.decoder):
+        part.compile()  # in place: names of weights stay
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -146,6 +146,8 @@ class RunRecipe:
         mixed_precision: None is what `accelerate launch` was told.
         activation_checkpointing: keep only the inputs of blocks, and compute them again on the way back; less memory,
             more time.
+        compile: pass a task-solver's backbone, encoder and decoder through torch.compile, for GPUs; the first step and
+            the first evaluation take minutes.
         log_every: steps between log lines.
         eval_every: steps between evaluations; there is always one at the end.
         checkpoint_every: steps between checkpoints; there is always one at the end.
@@ -166,6 +168,7 @@ class RunRecipe:
     seed: int = 0
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     activation_checkpointing: bool = False
+    compile: bool = False
     log_every: int = 50
     eval_every: int = 1000
     checkpoint_every: int = 1000
