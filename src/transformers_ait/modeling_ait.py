@@ -518,9 +518,6 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
 
     def _detokenize_masks(self, code_logits: Tensor, soft: bool) -> Tensor:
         """Mask values (M, h, w) of code logits (M, tokens, K), not clipped."""
-        if len(code_logits) == 0:
-            size = self.config.mask_tokenizer_config.image_size
-            return code_logits.sum() + code_logits.new_zeros(0, size, size)
         return torch.cat([_detokenize(self.mask_tokenizer, group, soft) for group in code_logits.split(MASK_GROUP)])
 
     def _resolve_task(self, task: str | None, task_ids: Tensor | None) -> str:

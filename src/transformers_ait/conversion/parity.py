@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_ait import TASK_IDS
 from ..decoding_tokens import decode_autoregressively, decode_in_parallel
+from ..modeling_ait_swinv2 import Workspace
 from ..sequence_ait import depth_grammar, object_grammar
 from . import plain
 from .key_map import NameMap
@@ -118,7 +119,7 @@ def _uniform(*shape: int) -> Tensor:
 
 
 def _run_block(of: Callable[[Any], Any], stage: int, block: int, x: Tensor, model: Any) -> Tensor:
-    return of(model).stages[stage].blocks[block](x, {})
+    return of(model).stages[stage].blocks[block](x, Workspace())
 
 
 def _run_patch_merging(of: Callable[[Any], Any], stage: int, x: Tensor, model: Any) -> Tensor:
