@@ -145,3 +145,10 @@ def test_pipeline_in_bfloat16(checkpoint, photographs, no_messages):
 )
 def test_importing_the_package_registers_its_datasets(script):
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_can_be_chosen_on_loading(tiny_model, tmp_path, implementation):
+    tiny_model().save_pretrained(tmp_path)
+    model = AiTForDenseAndInstancePrediction.from_pretrained(tmp_path, attn_implementation=implementation)
+    assert {m.config._attn_implementation for m in model.modules() if hasattr(m, "config")} == {implementation}

@@ -99,6 +99,8 @@ class AiTVQVAEModel(PreTrainedModel):
     base_model_prefix = "vqvae"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
+    # It has no attention; the task-solver that holds it hands its setting down.
+    _supports_sdpa = True
     # The loss below is a mean already; without this Trainer would scale it by the accumulation steps.
     accepts_loss_kwargs = False
     # Moving averages over thousands of steps do not survive half precision.

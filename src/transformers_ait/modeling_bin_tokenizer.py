@@ -21,6 +21,8 @@ class AiTBinTokenizer(PreTrainedModel):
     base_model_prefix = "bin_tokenizer"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
+    # It has no attention; the task-solver that holds it hands its setting down.
+    _supports_sdpa = True
 
     def __init__(self, config: AiTBinTokenizerConfig):
         super().__init__(config)

@@ -1,0 +1,44 @@
+"""Export a checkpoint to ONNX or torch.export files, checked against the model.
+
+python -m transformers_ait.export ait-p-depth --output ait-p-depth-onnx
+python -m transformers_ait.export ait-depth --output ait-depth-torch --format torch --batch 1
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from huggingface_hub.errors import StrictDataclassError
+
+from .exporter import export_checkpoint
+from .programs import SUFFIXES, ExportError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command-line options."""
+    parser = argparse.ArgumentParser(prog="python -m transformers_ait.export", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", help="checkpoint folder of this family, with its preprocessor_config.json")
+    parser.add_argument("--output", required=True, help="folder to write; must not exist or be empty")
+    parser.add_argument("--format", choices=sorted(SUFFIXES), default="onnx", help="onnx, or torch for .pt2 files")
+    parser.add_argument("--task", help="depth, instance or detection; without it the checkpoint's default task")
+    parser.add_argument("--batch", type=int, help="fixed number of images at a time; without it any number")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status, 0 only after the check."""
+    options = build_parser().parse_args(arguments)
+    try:
+        print(
+            export_checkpoint(
+                options.folder, options.output, file_format=options.format, task=options.task, batch=options.batch
+            )
+        )
+    except (OSError, ValueError, TypeError, ImportError, StrictDataclassError, ExportError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
