@@ -318,24 +318,33 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
             ValueError: unknown task, images that the model cannot take, or a memory of other images.
         """
         task = self._resolve_task(task, task_ids)
-        if self.config.initialization_only:
-            raise ValueError(
-                "This checkpoint is an initialisation: part of its weights is untrained, so it cannot predict. Train "
-                "it, then set model.config.initialization_only = False."
-            )
+        self._require_trained()
         soft_feedback = self.config.soft_feedback if soft_feedback is None else soft_feedback
         soft_decode = self.config.soft_decode if soft_decode is None else soft_decode
-        speed = {"compiled": compiled, "cuda_graphs": cuda_graphs}
         if task == "depth":
-            return self._generate_depth(pixel_values, encoder_memory, soft_feedback, soft_decode, speed)
+            return self._generate_depth(pixel_values, encoder_memory, soft_feedback, soft_decode, compiled, cuda_graphs)
         memory = self._memory_or_given(pixel_values, encoder_memory)
         tokens, count = self.config.tokens_per_object[task], self._check_max_objects(max_objects)
         grammar = object_grammar(self.config.vocabulary, count, tokens, soft_feedback)
         top_p = self.config.top_p if top_p is None else top_p
         decoded = decode_autoregressively(
-            self.model.decoder, memory, TASK_IDS[task], grammar, top_p, generator, **speed
+            self.model.decoder,
+            memory,
+            TASK_IDS[task],
+            grammar,
+            top_p,
+            generator,
+            compiled=compiled,
+            cuda_graphs=cuda_graphs,
         )
         return self._objects_from_tokens(decoded.sequences, decoded.step_logits, tokens, soft_decode)
+
+    def _require_trained(self) -> None:
+        if self.config.initialization_only:
+            raise ValueError(
+                "This checkpoint is an initialisation: part of its weights is untrained, so it cannot predict. Train "
+                "it, then set model.config.initialization_only = False."
+            )
 
     def _memory_or_given(self, pixel_values: Tensor, encoder_memory: Tensor | None) -> Tensor:
         if encoder_memory is None:
@@ -354,7 +363,8 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
         encoder_memory: Tensor | None,
         soft_feedback: bool,
         soft_decode: bool,
-        speed: Mapping[str, bool],
+        compiled: bool,
+        cuda_graphs: bool,
     ) -> AiTOutput:
         if pixel_values.ndim not in (4, 5):
             raise ValueError(
@@ -368,8 +378,10 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
         grammar = depth_grammar(self.config.vocabulary, self.config.sequence_length("depth"), soft_feedback)
         decoder, task_id = self.model.decoder, TASK_IDS["depth"]
         if not self.config.parallel:
-            decoded = decode_autoregressively(decoder, memory, task_id, grammar, **speed)
-        elif any(speed.values()):
+            decoded = decode_autoregressively(
+                decoder, memory, task_id, grammar, compiled=compiled, cuda_graphs=cuda_graphs
+            )
+        elif compiled or cuda_graphs:
             raise ValueError(
                 "compiled and cuda_graphs are for stepwise models, and this one is parallel; see generate."
             )

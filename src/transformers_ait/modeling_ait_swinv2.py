@@ -215,7 +215,7 @@ class AiTSwinV2Attention(nn.Module):
         if self.config.position_bias_cache != policy or torch.compiler.is_compiling() or torch.is_grad_enabled():
             return False
         # Inference tensors keep no version, so changes of theirs would go unseen.
-        return not self.position_mlp[0].weight.is_inference()
+        return not next(self.position_mlp.parameters()).is_inference()
 
     def _keep(self, compute: Callable[[], Tensor], *role: object) -> Tensor:
         """`compute()`, remembered under its role until the weights behind it change."""
@@ -287,12 +287,13 @@ class AiTSwinV2Stage(nn.Module):
         self.blocks = nn.ModuleList(
             AiTSwinV2Block(config, stage, shifts and index % 2 == 1, rate) for index, rate in enumerate(drop_paths)
         )
+        self.widest = int(config.embed_dim * 2**stage * config.mlp_ratio)
         last = stage == len(config.depths) - 1
         self.downsample = None if last else AiTSwinV2Downsample(config.embed_dim * 2**stage, config.layer_norm_eps)
 
     def forward(self, x: Tensor, workspace: Workspace) -> Tensor:
         """(B, H, W, C) to the next stage's (B, H', W', C')."""
-        images = _images_at_once(x, self.blocks[0].mlp.fc1.out_features)
+        images = _images_at_once(x, self.widest)
         for block in self.blocks:
             if images < x.shape[0]:  # len() would fix the batch of an exported program
                 for chunk in x.split(images):

@@ -82,7 +82,8 @@ class NormWeights(NamedTuple):
         return torch.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-class FixedShapePosition(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class FixedShapePosition:
     """A position whose number is read on the device, so that one sequence of kernels serves many positions.
 
     Args:
