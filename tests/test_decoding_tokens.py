@@ -254,6 +254,21 @@ def test_cuda_graphs_need_cuda(decoder, vocabulary, memory):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.no_grad()
+def test_the_loop_never_waits_for_the_device(decoder, vocabulary, memory):
+    decoder, memory = decoder.cuda(), memory.cuda()
+    grammar = object_grammar(vocabulary, 2, 5 + 4, soft=True)
+    generator = torch.Generator("cuda").manual_seed(0)
+    decode_autoregressively(decoder, memory, TASK, grammar, 0.9, generator)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        decode_autoregressively(decoder, memory, TASK, grammar, 0.9, generator)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# The only test of the recording itself; `record` above stands in for it everywhere else.
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
 @torch.no_grad()
 def test_cuda_graphs_equal_plain_steps(decoder, vocabulary, memory, compiled):

@@ -59,6 +59,17 @@ def test_memory_of_other_images_is_refused(joint_model, images, task):
         joint_model.generate(images, task, encoder_memory=joint_model.get_encoder_memory(images[:2]))
 
 
+@pytest.mark.parametrize("parallel", [False, True])
+def test_memory_made_under_autocast_may_be_given_outside(tiny_model, images, parallel):
+    model = tiny_model(parallel=parallel)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        memory = model.get_encoder_memory(images)
+    assert memory.dtype == torch.bfloat16 or memory.dtype == torch.float32
+    expected = model.generate(images).predicted_depth
+    actual = model.generate(images, encoder_memory=memory.bfloat16()).predicted_depth
+    assert (actual - expected).norm() / expected.norm() < 0.05
+
+
 # --- torch.compile ---
 
 

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "transformers_ait"
 LEVELS = (
     {
         "token_vocabulary",
+        "kept_tensors_ait",
         "attention_ait",
         "distributed_ait",
         "mask_geometry_ait",

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -242,20 +243,18 @@ def caching(request, backbone):
 
 
 def kept_bytes(backbone):
-    caches = (module._kept for module in backbone.modules() if hasattr(module, "_kept"))
-    return sum(kept.nbytes for cache in caches for kept in cache.values())
+    return sum(module._kept.nbytes for module in backbone.modules() if hasattr(module, "_kept"))
 
 
 @torch.no_grad()
 def test_a_policy_changes_memory_and_nothing_else(backbone, images):
     features, kept = [], []
-    for policy in ("off", "compact", "full"):
-        backbone.eval()  # forgets what the policy before kept
+    for policy in ("full", "compact", "off"):
         backbone.config.position_bias_cache = policy
         features.append(feature(backbone, images))
         kept.append(kept_bytes(backbone))
     assert torch.equal(features[0], features[1]) and torch.equal(features[0], features[2])
-    assert kept[0] == 0 < kept[1] < kept[2]
+    assert kept[0] > kept[1] > kept[2]
 
 
 @torch.no_grad()
@@ -266,7 +265,10 @@ def test_copies_and_pickles_leave_the_kept_bias_behind(caching, images):
         assert torch.equal(feature(twin, images), expected)
 
 
-def test_unknown_policy_is_refused():
+def test_unknown_policy_is_refused(backbone, images):
+    backbone.config.position_bias_cache = "Full"
+    with pytest.raises(ValueError, match="position_bias_cache must be one of .*'Full'"):
+        feature(backbone, images)
     with pytest.raises(StrictDataclassError, match="position_bias_cache must be one of .*'all'"):
         AiTSwinV2Config(position_bias_cache="all")
 
@@ -350,7 +352,8 @@ def test_stale_bias_would_be_noticed(caching, images):
     attention = caching.stages[0].blocks[0].attention
     with torch.no_grad():
         feature(caching, images)
-        attention._kept = {role: kept * 1.1 for role, kept in attention._kept.items()}
+        for kept in attention._kept._entry[2].values():
+            kept.mul_(1.1)
         assert deviation(feature(caching, images), feature(without_cache(caching), images)) > 1e-3
 
 
@@ -377,6 +380,74 @@ def test_cache_is_not_saved_and_non_persistent_tables_are_rebuilt(any_cache, ima
     assert all(torch.equal(buffers[name], expected_buffers[name]) for name in buffers)
     with torch.no_grad():
         assert torch.equal(feature(loaded, images), expected)
+
+
+@torch.no_grad()
+def test_autocast_neither_reads_nor_leaves_another_bias(any_cache, images):
+    def mixed(model):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return feature(model, images)
+
+    single, mixture = feature(copy.deepcopy(any_cache), images), mixed(copy.deepcopy(any_cache))
+    assert torch.equal(mixed(any_cache), mixture)
+    assert torch.equal(feature(any_cache, images), single)
+    assert torch.equal(mixed(any_cache), mixture)
+
+
+@torch.no_grad()
+def test_temporary_weights_at_recycled_addresses_are_noticed(any_cache, images):
+    state = dict(any_cache.named_parameters())
+    for step in range(1, 7):
+        other = {name: value * (1 + 0.1 * step) if "position_mlp" in name else value for name, value in state.items()}
+        actual = torch.func.functional_call(any_cache, other, (images,)).feature_maps[0]
+        twin = without_cache(any_cache)
+        twin.load_state_dict(other)
+        assert deviation(actual, feature(twin, images)) < TOLERANCE
+        del other, twin
+
+
+@torch.no_grad()
+def test_quantised_position_weights_are_told_apart(caching, images):
+    quantization = pytest.importorskip("torchao.quantization")
+    for factor in (1, 3):
+        for module in caching.modules():
+            if hasattr(module, "position_mlp"):
+                layer = torch.nn.Linear(512, module.num_heads, bias=False)
+                layer.weight.copy_(factor * torch.linspace(-1, 1, layer.weight.numel()).view_as(layer.weight))
+                quantization.quantize_(layer, quantization.Int8WeightOnlyConfig())
+                module.position_mlp[2] = layer
+        kept = feature(caching, images)
+        caching.eval()
+        assert torch.equal(kept, feature(caching, images))
+
+
+def test_threads_may_share_a_model(any_cache, images):
+    with torch.no_grad():
+        expected = feature(any_cache, images)
+
+    def work(_):
+        with torch.no_grad():
+            any_cache.eval()
+            return feature(any_cache, images)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(deviation(result, expected) < TOLERANCE for result in pool.map(work, range(60)))
+
+
+@torch.no_grad()
+def test_workspace_tells_devices_and_owners_apart(backbone):
+    workspace = modeling_ait_swinv2.Workspace()
+    here = workspace.tensor("bias", (2,), torch.zeros(1))
+    assert workspace.tensor("bias", (2,), torch.zeros(1)) is here
+    assert workspace.tensor("bias", (2,), torch.zeros(1, device="meta")).is_meta
+    first, second = backbone.stages
+    assert [workspace.take_over(here, owner) for owner in (first, first, second, first)] == [True, False, True, True]
+
+
+def test_compiled_modules_can_be_pickled(backbone, images):
+    attention = backbone.stages[0].blocks[0].attention
+    attention.compile(backend="eager")
+    pickle.loads(pickle.dumps(attention))
 
 
 # --- batches in chunks ---
@@ -407,6 +478,16 @@ def test_chunks_change_nothing(any_cache, images, monkeypatch, limit, expected):
     assert sizes == expected
     monkeypatch.undo()
     assert deviation(result, feature(any_cache, images)) < TOLERANCE
+
+
+@torch.no_grad()
+def test_chunks_leave_what_hooks_saw(backbone, images, monkeypatch):
+    monkeypatch.setattr(modeling_ait_swinv2, "CPU_CHUNK_BYTES", 1)
+    seen = []
+    for module in (backbone.embeddings, backbone.stages[0], backbone.stages[0].downsample, backbone.stages[1]):
+        module.register_forward_hook(lambda _, __, output: seen.append((output, output.clone())))
+    feature(backbone, images)
+    assert len(seen) == 4 and all(torch.equal(output, copied) for output, copied in seen)
 
 
 def test_training_is_not_chunked(backbone, images, monkeypatch):

@@ -75,3 +75,25 @@ def test_every_layer_may_be_quantised(tiny_model, images, parallel):
     assert parts(model) == {"model.backbone", "model.encoder", "model.decoder"}
     actual = model.generate(images).predicted_depth
     assert 0 < (actual - expected).norm() / expected.norm() < 0.05
+
+
+@pytest.mark.parametrize("first", ["int8", "bfloat16"])
+def test_quantised_and_half_in_either_order(tiny_model, images, first):
+    model = tiny_model()
+    expected = model.generate(images).predicted_depth
+    steps = [
+        lambda: torchao.quantize_(model.model, torchao.Int8WeightOnlyConfig()),
+        lambda: model.model.to(torch.bfloat16),
+    ]
+    for step in steps if first == "int8" else reversed(steps):
+        step()
+    actual = model.generate(images).predicted_depth
+    assert 0 < (actual - expected).norm() / expected.norm() < 0.1
+
+
+def test_packed_weights_are_refused_by_name(tiny_model, images):
+    model = tiny_model()
+    layer = model.model.decoder.blocks[0].mlp.fc1
+    layer.weight = torch.nn.Parameter(torch.zeros(7, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(TypeError, match="cannot read the weight of Linear.*Leave the decoder out"):
+        model.generate(images)

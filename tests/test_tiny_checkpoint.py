@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from datasets import load_dataset
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForDepthEstimation, pipeline
 
 from transformers_ait import (
@@ -47,9 +49,11 @@ def furnished():
     return [render_room(FIRST_TEST_ROOM + index, height=120, width=160) for index in range(16)]
 
 
-@pytest.mark.parametrize("name", ["ait-tiny-rooms-depth", "ait-tiny-rooms-instance"])
-def test_size(repository, name):
-    assert sum(file.stat().st_size for file in (repository / "hub_configs" / name).iterdir()) <= 12 * MEGABYTE
+@pytest.mark.parametrize(
+    "name, limit", [("ait-tiny-rooms-depth", 12), ("ait-tiny-rooms-instance", 12), ("ait-lite-nyu", 25)]
+)
+def test_size(repository, name, limit):
+    assert sum(file.stat().st_size for file in (repository / "hub_configs" / name).iterdir()) <= limit * MEGABYTE
 
 
 def test_every_auto_class(folder):
@@ -118,3 +122,38 @@ def test_both_object_pipelines(instance_folder, furnished):
     boxes = pipeline("object-detection", model=str(instance_folder))(image, threshold=0.5)
     assert segments and {entry["label"] for entry in segments} & names
     assert boxes and {entry["label"] for entry in boxes} & names
+
+
+# --- the checkpoint trained on photographs ---
+
+
+@pytest.fixture(scope="module")
+def held_out(shared_dir):
+    """Twelve frames of NYU Depth v2 that the checkpoint was not trained on, and their depths in metres."""
+    options = {"data_dir": str(shared_dir / "data" / "nyu_depth_v2"), "num_held_out": 145, "held_out_seed": 0}
+    rows = load_dataset("nyu_depth_v2", split="validation", **options).select(range(0, 144, 12))
+    return [row["image"] for row in rows], [np.asarray(row["depth"], np.float32) / 1000 for row in rows]
+
+
+def test_photographs_come_out_at_scale(repository, held_out):
+    images, depths = held_out
+    estimator = pipeline("depth-estimation", model=str(repository / "hub_configs" / "ait-lite-nyu"))
+    predicted = [result["predicted_depth"] for result in estimator(images, batch_size=4)]
+
+    def rmse(maps):
+        pairs = zip(maps, depths, strict=True)
+        return np.mean([depth_metrics(depth, truth, eval_crop=True)["rmse"] for depth, truth in pairs])
+
+    median = np.median(np.concatenate([depth[depth > 0] for depth in depths]))
+    constant = rmse([np.full_like(depth, median) for depth in depths])
+    assert rmse(predicted) < 0.8 < constant
+    # Planted: the depths of other photographs must fail the same bound.
+    assert rmse(predicted[1:] + predicted[:1]) > 0.8
+
+
+def test_photograph_model_is_one_parallel_pass(repository):
+    model = AutoModelForDepthEstimation.from_pretrained(repository / "hub_configs" / "ait-lite-nyu")
+    assert model.config.parallel and model.config.tasks == ["depth"]
+    stored = load_file(repository / "hub_configs" / "ait-lite-nyu" / "model.safetensors")
+    solver = {tensor.dtype for name, tensor in stored.items() if name.startswith("model.")}
+    assert solver == {torch.float16}

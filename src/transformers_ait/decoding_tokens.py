@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,8 @@ def decode_autoregressively(
         generator: source of randomness. One number is drawn per position and shared by the batch, so an image's result
             depends on the seed alone, not on its neighbours.
         compiled: run the decoder's step through torch.compile, which takes a while at the first call.
-        cuda_graphs: record the kernels of a step and replay them, which spares their launches.
+        cuda_graphs: record the kernels of a step and replay them, which spares their launches. Every run records anew,
+            once per kind of position and 128 positions.
 
     Raises:
         ValueError: CUDA graphs without a CUDA device.
@@ -65,7 +67,9 @@ def decode_autoregressively(
     with torch.inference_mode(), torch.autocast(memory.device.type, enabled=False):
         run, inputs = _start(decoder, memory, task_id, grammar, top_p, generator, compiled)
         if cuda_graphs:
-            chosen, step_logits = _replay_steps(run, inputs, grammar, capture_cuda_graph)
+            with torch.cuda.device(memory.device):
+                capture = functools.partial(capture_cuda_graph, pool=torch.cuda.graph_pool_handle())
+                chosen, step_logits = _replay_steps(run, inputs, grammar, capture)
         else:
             chosen, step_logits = _decode_steps(run, inputs, grammar)
     # Copies, because autograd refuses tensors made in inference mode.
@@ -180,7 +184,8 @@ class _Run:
 
 @functools.cache
 def _compiled_step() -> Callable[..., Tensor]:
-    return torch.compile(AiTTokenDecoder.step, fullgraph=True, dynamic=True)
+    # Not fullgraph: after its limit of variants (batch sizes, widths) torch then runs further ones as they are.
+    return torch.compile(AiTTokenDecoder.step, dynamic=True)
 
 
 def _start(
@@ -242,27 +247,33 @@ def _replay_steps(
     return chosen, step_logits
 
 
-def capture_cuda_graph(function: Callable[[], tuple[Tensor, ...]], state: Sequence[Tensor]) -> Callable:
-    """Record a function's kernels as a CUDA graph.
+def capture_cuda_graph(function: Callable[[], tuple[Tensor, ...]], state: Sequence[Tensor], pool: Any) -> Callable:
+    """Record a function's kernels as a CUDA graph on the current device.
 
     Args:
         function: takes nothing and returns tensors; always reads and writes the same memory.
         state: what the function changes and the run before the recording must leave as it was.
+        pool: `torch.cuda.graph_pool_handle()`; recordings may share one if every result is copied before another
+            recording is replayed.
 
     Returns:
         A function that replays the kernels and returns the tensors, whose content every replay overwrites.
     """
     before = [tensor.clone() for tensor in state]
-    stream = torch.cuda.Stream()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # libraries set themselves up in a first run, which must not be recorded
-        function()
+    with torch.cuda.stream(stream):
+        function()  # libraries set themselves up in a first run, which must not be recorded
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+        # Not torch.cuda.graph, which empties the caches of the whole process at every recording. Other threads may
+        # allocate meanwhile.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            outputs = function()
+        finally:
+            graph.capture_end()
     torch.cuda.current_stream().wait_stream(stream)
-    for tensor, value in zip(state, before, strict=True):
-        tensor.copy_(value)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = function()
 
     def replay() -> tuple[Tensor, ...]:
         graph.replay()

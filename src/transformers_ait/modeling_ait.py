@@ -180,7 +180,8 @@ class AiTModel(AiTPreTrainedModel):
                 f"image_size, got {tuple(pixel_values.shape)}; resize with the checkpoint's image processor."
             )
         height, width = pixel_values.shape[2:]
-        padded = F.pad(pixel_values.to(self.dtype), (0, size - width, 0, size - height))
+        # Not self.dtype, which replicas of nn.DataParallel cannot answer.
+        padded = F.pad(pixel_values.to(self.decoder.token_embeddings.dtype), (0, size - width, 0, size - height))
         feature_map = self.backbone(padded).feature_maps[-1]
         grid = (self.config.grid_size, self.config.grid_size)
         if feature_map.shape[2:] != grid:
@@ -355,7 +356,7 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
                 f"encoder_memory must be {expected} for these images, got {tuple(encoder_memory.shape)}; take it from "
                 "get_encoder_memory of the same pixel_values."
             )
-        return encoder_memory
+        return encoder_memory.to(self.model.decoder.token_embeddings.dtype)
 
     def _generate_depth(
         self,

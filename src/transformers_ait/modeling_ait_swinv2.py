@@ -13,7 +13,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 
 from .attention_ait import attend
-from .configuration_ait import AiTSwinV2Config
+from .configuration_ait import BIAS_CACHES, AiTSwinV2Config
+from .kept_tensors_ait import KeptTensors
 
 # Added to the logits of two positions that the cyclic shift made neighbours; finite, as in the original.
 SHIFT_MASK_VALUE = -100.0
@@ -35,14 +36,20 @@ class Workspace:
 
     def __init__(self) -> None:
         self._tensors: dict[tuple, Tensor] = {}
-        self.bias_of: nn.Module | None = None  # whose bias stands in "bias"
+        self._owners: dict[int, nn.Module] = {}
 
     def tensor(self, role: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """A tensor to overwrite."""
-        key = (role, tuple(shape), like.dtype)
+        key = (role, tuple(shape), like.dtype, like.device)
         if key not in self._tensors:
             self._tensors[key] = like.new_empty(shape)
         return self._tensors[key]
+
+    def take_over(self, tensor: Tensor, owner: nn.Module) -> bool:
+        """Whether someone else filled the tensor last, or nobody; from now on it is the owner's."""
+        before = self._owners.get(id(tensor))
+        self._owners[id(tensor)] = owner
+        return before is not owner
 
 
 class AiTLayerNorm(nn.LayerNorm):
@@ -70,18 +77,20 @@ def relative_coordinates(window: int, pretrained_window: int) -> Tensor:
     return scaled.sign() * torch.log2(scaled.abs() + 1) / 3
 
 
-def shift_mask(window: int, shift: int, last_row: bool, last_column: bool) -> Tensor:
-    """Mask of a window of a cyclically shifted map, keys in reverse order.
+def shift_masks(window: int, shift: int) -> Tensor:
+    """Where windows of a cyclically shifted map hold positions from opposite sides of the map, keys in reverse order.
 
-    Only windows of the last row or column of windows hold positions from opposite sides of the map.
+    Only windows of the last row or column of windows do.
 
     Returns:
-        (window^2, window^2) float32, 0 or -100.
+        (3, window^2, window^2) bool, for the last column, the last row, and the corner of both; True is hidden.
     """
     wrapped = torch.arange(window) >= window - shift
-    region = 2 * (wrapped & last_row)[:, None] + (wrapped & last_column)[None, :]
-    region = region.flatten()
-    return (region[:, None] != region.flip(0)[None, :]) * SHIFT_MASK_VALUE
+    kinds = []
+    for last_row, last_column in ((False, True), (True, False), (True, True)):
+        region = (2 * (wrapped & last_row)[:, None] + (wrapped & last_column)[None, :]).flatten()
+        kinds.append(region[:, None] != region.flip(0)[None, :])
+    return torch.stack(kinds)
 
 
 class AiTSwinV2Attention(nn.Module):
@@ -93,6 +102,7 @@ class AiTSwinV2Attention(nn.Module):
     """
 
     coordinates: Tensor
+    shift_masks: Tensor
 
     def __init__(self, config: AiTSwinV2Config, stage: int, shifts: bool):
         super().__init__()
@@ -111,17 +121,14 @@ class AiTSwinV2Attention(nn.Module):
         )
         self.projection = nn.Linear(width, width)
         self.register_buffer("coordinates", relative_coordinates(self.window, self.pretrained_window), persistent=False)
-        self._kept: dict[tuple, Tensor] = {}
-        self._kept_of: tuple | None = None
+        masks = shift_masks(self.window, self.shift) if self.shift else None
+        self.register_buffer("shift_masks", masks, persistent=False)
+        self._kept = KeptTensors()
 
     def train(self, mode: bool = True) -> "AiTSwinV2Attention":
         """Set training mode and forget the cached bias: in-place writes to `weight.data` leave no trace to notice."""
-        self._kept.clear()
+        self._kept.forget()
         return super().train(mode)
-
-    def __getstate__(self) -> dict:
-        """State for copies and pickles, which make their own cache."""
-        return {**self.__dict__, "_kept": {}, "_kept_of": None}
 
     def forward(self, x: Tensor, workspace: Workspace) -> Tensor:
         """(B, H, W, C) to the same shape."""
@@ -171,17 +178,16 @@ class AiTSwinV2Attention(nn.Module):
 
     def _masked_bias(self, dtype: torch.dtype, last_row: bool, last_column: bool, workspace: Workspace) -> Tensor:
         """Bias of the windows of one kind of border, as `_position_bias`."""
-        bias = self._position_bias(dtype, workspace)
         if not (last_row or last_column):
-            return bias
+            return self._position_bias(dtype, workspace)
+        mask = self.shift_masks[2 * last_row + last_column - 1]
 
         def compute() -> Tensor:
-            mask = shift_mask(self.window, self.shift, last_row, last_column).to(bias)
-            if torch.is_grad_enabled() or self._keeps("full"):
-                return bias + mask
-            return torch.add(bias, mask, out=workspace.tensor("masked", bias.shape, bias))
+            bias = self._position_bias(dtype, workspace)
+            out = None if self._policy in (None, "full") else workspace.tensor("masked", bias.shape, bias)
+            return torch.add(bias, mask, alpha=SHIFT_MASK_VALUE, out=out)
 
-        return self._keep(compute, dtype, last_row, last_column) if self._keeps("full") else compute()
+        return self._kept_if("full", (dtype, last_row, last_column), compute)
 
     def _position_bias(self, dtype: torch.dtype, workspace: Workspace) -> Tensor:
         """Bias (1, heads, w^2, w^2) with keys in reverse order.
@@ -192,44 +198,39 @@ class AiTSwinV2Attention(nn.Module):
         shape = (1, self.num_heads, w * w, w * w)
 
         def compute() -> Tensor:
-            table = self._position_table().to(dtype)
+            table = self._kept_if("compact", "table", self._compute_table).to(dtype)
             view = table.view(-1, side, side).unfold(1, w, 1).unfold(2, w, 1)
-            if torch.is_grad_enabled() or self._keeps("full"):
+            if self._policy in (None, "full"):
                 return view.reshape(shape)
             bias = workspace.tensor("bias", shape, table)
-            if workspace.bias_of is not self:
+            if workspace.take_over(bias, self):
                 bias.view(view.shape).copy_(view)
-                workspace.bias_of = self
             return bias
 
-        return self._keep(compute, dtype) if self._keeps("full") else compute()
+        return self._kept_if("full", dtype, compute)
 
-    def _position_table(self) -> Tensor:
-        """Table (heads, (2 * w - 1)^2) of `16 * sigmoid(MLP(coordinates))`, float32."""
-        if self._keeps("compact") or self._keeps("full"):
-            return self._keep(self._compute_table, "table")
-        return self._compute_table()
+    @property
+    def _policy(self) -> str | None:
+        """What may be kept now; None where gradients are recorded, which would reach what is kept or overwritten."""
+        policy = self.config.position_bias_cache
+        if policy not in BIAS_CACHES:
+            raise ValueError(f"position_bias_cache must be one of {BIAS_CACHES}, got {policy!r}.")
+        return None if torch.is_grad_enabled() else policy
 
-    def _keeps(self, policy: str) -> bool:
-        """Whether the configuration asks for this policy, and the present mode allows it."""
-        if self.config.position_bias_cache != policy or torch.compiler.is_compiling() or torch.is_grad_enabled():
-            return False
-        # Inference tensors keep no version, so changes of theirs would go unseen.
-        return not next(self.position_mlp.parameters()).is_inference()
-
-    def _keep(self, compute: Callable[[], Tensor], *role: object) -> Tensor:
-        """`compute()`, remembered under its role until the weights behind it change."""
-        weights = self.position_mlp.parameters()
-        key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in weights)
-        if key != self._kept_of:
-            self._kept.clear()
-            self._kept_of = key
-        if role not in self._kept:
-            self._kept[role] = compute().detach()
-        return self._kept[role]
+    def _kept_if(self, policy: str, role: object, compute: Callable[[], Tensor]) -> Tensor:
+        """`compute()`, kept under this policy and those that keep more."""
+        if self._policy == "off":
+            self._kept.forget()
+        # Inference tensors keep no version, so changes of theirs would go unseen; a compiled graph keeps nothing.
+        if self._policy not in (policy, "full") or torch.compiler.is_compiling() or self.q_bias.is_inference():
+            return compute()
+        first, _, second = self.position_mlp
+        return self._kept.get(self._policy, role, (first.weight, first.bias, second.weight), compute)
 
     def _compute_table(self) -> Tensor:
-        values = self.position_mlp(self.coordinates.to(self.q_bias.dtype))
+        """Table (heads, (2 * w - 1)^2) of `16 * sigmoid(MLP(coordinates))`, float32; the same under autocast."""
+        with torch.autocast(self.coordinates.device.type, enabled=False):
+            values = self.position_mlp(self.coordinates.to(self.q_bias.dtype))
         return 16 * values.float().sigmoid().T.contiguous()
 
 
@@ -294,10 +295,14 @@ class AiTSwinV2Stage(nn.Module):
     def forward(self, x: Tensor, workspace: Workspace) -> Tensor:
         """(B, H, W, C) to the next stage's (B, H', W', C')."""
         images = _images_at_once(x, self.widest)
+        own = False
         for block in self.blocks:
             if images < x.shape[0]:  # len() would fix the batch of an exported program
-                for chunk in x.split(images):
-                    chunk.copy_(block(chunk, workspace))
+                # The stage's input is the caller's, or a hook's, to keep; what follows is overwritten.
+                target = x if own else torch.empty_like(x)
+                for chunk, result in zip(x.split(images), target.split(images), strict=True):
+                    result.copy_(block(chunk, workspace))
+                x, own = target, True
             else:
                 x = block(x, workspace)
         return x if self.downsample is None else self.downsample(x)
@@ -365,6 +370,8 @@ class AiTSwinV2Backbone(PreTrainedModel):
             init.zeros_(module.v_bias)
             init.constant_(module.logit_scale, math.log(10.0))
             init.copy_(module.coordinates, relative_coordinates(module.window, module.pretrained_window))
+            if module.shift:
+                init.copy_(module.shift_masks, shift_masks(module.window, module.shift))
 
     def get_input_embeddings(self) -> nn.Module:
         """The patch embedding."""
@@ -380,7 +387,7 @@ class AiTSwinV2Backbone(PreTrainedModel):
         Returns:
             `feature_maps`, a tuple of one map (B, num_features, ceil(H / stride), ceil(W / stride)).
         """
-        x = self.embeddings(pixel_values.to(self.dtype))
+        x = self.embeddings(pixel_values.to(self.norm.weight.dtype))
         workspace = Workspace()
         for stage in self.stages:
             x = stage(x, workspace)

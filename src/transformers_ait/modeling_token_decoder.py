@@ -46,8 +46,13 @@ class AffineWeights(NamedTuple):
                 "adapters into the weights first."
             )
         weight, bias = layer.weight, layer.bias
-        if type(weight.data) is not Tensor:
-            weight = weight.dequantize()  # a quantised weight, expanded once per run
+        if type(weight.data) is not Tensor and hasattr(weight, "dequantize"):
+            weight = weight.dequantize().to(bias.dtype)  # a quantised weight, expanded once per run
+        if weight.shape != (layer.out_features, layer.in_features) or weight.dtype != bias.dtype:
+            raise TypeError(
+                f"Decoding step by step cannot read the weight of {type(layer).__name__}: {tuple(weight.shape)} of "
+                f"{weight.dtype}. Leave the decoder out of the quantization."
+            )
         weight = weight.T
         return cls(weight, bias) if scale == 1 else cls(weight * scale, bias * scale)
 
