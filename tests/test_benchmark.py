@@ -53,7 +53,6 @@ def test_plain_objects_agree_with_ours_under_the_same_draws(script):
     models = script("benchmark_models")
     model = models.build(tiny=True, parallel=False)
     decoder = model.model.decoder
-    decoder.token_embeddings.mul_(5)
     tensors, config = models.original_form(model)
     grammar = object_grammar(model.config.vocabulary, 2, tokens_per_object=7, soft=True)
     memory = torch.randn(2, 9, decoder.config.hidden_size)
@@ -68,6 +67,15 @@ def test_plain_objects_agree_with_ours_under_the_same_draws(script):
     assert deviation(torch.rand(len(grammar), generator=torch.Generator().manual_seed(0))) < 1e-4
     # Planted error: other draws, so other objects.
     assert deviation(torch.rand(len(grammar), generator=torch.Generator().manual_seed(1))) > 1e-2
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_depth_of_the_timed_models_depends_on_the_image(script, parallel):
+    model = script("benchmark_models").build(tiny=True, parallel=parallel)
+    image = torch.rand(1, 3, 96, 96)
+    noise = torch.randn_like(model.get_encoder_memory(image))
+    expected, other = model.generate(image), model.generate(image, encoder_memory=noise)
+    assert (expected.predicted_depth - other.predicted_depth).abs().max() > 0.1
 
 
 def test_runs_are_warmed_up_and_then_take_turns(script, tiny_setting):

@@ -9,6 +9,7 @@ from transformers_ait import AiTConfig, AiTForDenseAndInstancePrediction
 from transformers_ait.conversion.key_map import invert, task_solver_names
 from transformers_ait.conversion.original_config import original_from_ait_config
 
+TOKEN_SCALE, DETOKENIZER_SCALE = 5, 3
 HUB_CONFIGS = Path(__file__).resolve().parents[1] / "hub_configs"
 
 
@@ -34,7 +35,22 @@ def build(tiny: bool, parallel: bool) -> AiTForDenseAndInstancePrediction:
     """A base depth model of 480 x 480 in evaluation mode, autoregressive or parallel (AiT-P)."""
     torch.manual_seed(0)
     config = AiTConfig(**(tiny_config(parallel) if tiny else {"parallel": parallel, "soft_feedback": not parallel}))
-    return AiTForDenseAndInstancePrediction(config).eval()
+    return _enlivened(AiTForDenseAndInstancePrediction(config).eval())
+
+
+def _enlivened(model: AiTForDenseAndInstancePrediction) -> AiTForDenseAndInstancePrediction:
+    """The model with weights so scaled that probabilities are decided and depth depends on the image.
+
+    Freshly drawn weights give one depth everywhere, and then any two models agree; and among hundreds of nearly equal
+    candidates of a nucleus a rounding error would choose.
+    """
+    assert model.depth_tokenizer is not None
+    with torch.no_grad():
+        model.model.decoder.token_embeddings.mul_(TOKEN_SCALE)
+        for weight in model.depth_tokenizer.decoder.parameters():
+            if weight.ndim > 1:
+                weight.mul_(DETOKENIZER_SCALE)
+    return model
 
 
 def build_instance(tiny: bool) -> AiTForDenseAndInstancePrediction:

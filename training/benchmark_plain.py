@@ -79,15 +79,10 @@ def plain_decode_objects_cached(
 
 
 def object_decodes(setting: Setting) -> tuple[Run, Run, int]:
-    """Plain and our decode of instances (nucleus on coordinates and classes, soft mask codes), and their steps.
-
-    The sampled rows of a random model's vocabulary are scaled up until the nucleus holds few candidates, as a trained
-    model's does: among 600 nearly equal ones a rounding error would choose, and the two runs could not be compared.
-    """
+    """Plain and our decode of instances (nucleus on coordinates and classes, soft mask codes), and their steps."""
     # A small backbone, which is not run, and the decoder in full size.
     model = setting.place(build(tiny=True, parallel=False))
     decoder, task = model.model.decoder, TASK_IDS["instance"]
-    decoder.token_embeddings[: model.config.vocabulary.classes.stop].mul_(5)
     tensors, config = original_form(model)
     grammar = object_grammar(model.config.vocabulary, 2 if setting.tiny else 100, tokens_per_object=21, soft=True)
     memory = torch.randn(1, INSTANCE_MEMORY, decoder.config.hidden_size).to(setting.device)
