@@ -6,7 +6,13 @@ import torch
 import torch._dynamo.testing
 
 from transformers_ait import decoding_tokens
-from transformers_ait.decoding_tokens import decode_autoregressively, decode_in_parallel, nucleus_choice
+from transformers_ait.decoding_tokens import (
+    DecodingRequest,
+    decode_autoregressively,
+    decode_in_parallel,
+    decode_together,
+    nucleus_choice,
+)
 from transformers_ait.sequence_ait import TokenStep, depth_grammar, object_grammar
 
 TASK = 2
@@ -175,6 +181,56 @@ def test_sampling_depends_on_the_seed_alone_not_on_neighbours(decoder, vocabular
     assert not torch.equal(sample(memory, 3), greedy)
 
 
+# --- several tasks side by side ---
+
+
+def requests(vocabulary):
+    """Sequences of two tasks and three lengths, the longest in the middle."""
+    return [
+        DecodingRequest(2, depth_grammar(vocabulary, LENGTH, soft=True)),
+        DecodingRequest(1, object_grammar(vocabulary, 2, 5 + 4, soft=True), 0.9, torch.Generator().manual_seed(0)),
+        DecodingRequest(0, object_grammar(vocabulary, 1, 5, soft=False), 0.9, torch.Generator().manual_seed(1)),
+    ]
+
+
+def alone(decoder, memory, request):
+    return decode_autoregressively(decoder, memory, request.task_id, request.grammar, request.top_p, request.generator)
+
+
+def deviation(found, expected):
+    assert torch.equal(found.sequences, expected.sequences)
+    return max((x - y).abs().max().item() for x, y in zip(found.step_logits, expected.step_logits, strict=True))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 0, 1), (1,), (0, 2)])
+@torch.no_grad()
+def test_sequences_side_by_side_equal_sequences_alone(decoder, vocabulary, memory, order):
+    expected = [alone(decoder, memory, request) for request in requests(vocabulary)]
+    together = decode_together(decoder, memory, [requests(vocabulary)[index] for index in order])
+    assert [len(found.step_logits) for found in together] == [len(expected[index].step_logits) for index in order]
+    assert max(deviation(found, expected[index]) for found, index in zip(together, order, strict=True)) < 1e-5
+
+
+@torch.no_grad()
+def test_replayed_sequences_side_by_side_equal_sequences_alone(decoder, vocabulary, memory, monkeypatch):
+    monkeypatch.setattr(decoding_tokens, "REPLAY_LENGTH", 4)
+    expected = [alone(decoder, memory, request) for request in requests(vocabulary)]
+    with torch.inference_mode():
+        run = decoding_tokens._Run.start(decoder, memory, requests(vocabulary), compiled=False)
+        decoding_tokens._replay_steps(run, record)
+    for index, track in zip(run.order, run.tracks, strict=True):
+        assert deviation(track.result(), expected[index]) < 1e-5
+
+
+@torch.no_grad()
+def test_sequences_that_read_a_neighbours_memory_would_be_noticed(decoder, vocabulary, memory, monkeypatch):
+    expected = [alone(decoder, memory, request) for request in requests(vocabulary)]
+    monkeypatch.setattr(decoding_tokens.DecoderCache, "keep_first", lambda self, batch: None)
+    with pytest.raises((RuntimeError, ValueError, AssertionError)):
+        found = decode_together(decoder, memory, requests(vocabulary))
+        assert max(map(deviation, found, expected)) < 1e-5
+
+
 # --- replayed and compiled steps ---
 
 
@@ -204,9 +260,11 @@ def replaying(monkeypatch):
 
     def decode(decoder, memory, task, grammar, top_p, generator):
         with torch.inference_mode():
-            run, inputs = decoding_tokens._start(decoder, memory, task, grammar, top_p, generator, compiled=False)
-            chosen, logits = decoding_tokens._replay_steps(run, inputs, grammar, capture)
-        return torch.stack(chosen, 1), logits
+            request = DecodingRequest(task, grammar, top_p, generator)
+            run = decoding_tokens._Run.start(decoder, memory, [request], compiled=False)
+            decoding_tokens._replay_steps(run, capture)
+        result = run.tracks[0].result()
+        return result.sequences, result.step_logits
 
     decode.recordings = recordings
     return decode

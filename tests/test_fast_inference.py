@@ -59,6 +59,51 @@ def test_memory_of_other_images_is_refused(joint_model, images, task):
         joint_model.generate(images, task, encoder_memory=joint_model.get_encoder_memory(images[:2]))
 
 
+@pytest.mark.parametrize("tasks", [None, ("depth", "instance"), ("depth",)])
+def test_tasks_together_equal_tasks_alone(joint_model, images, monkeypatch, tasks):
+    names = tasks or ("instance", "depth")
+    expected = {task: joint_model.generate(images, task, generator=generator()) for task in names}
+    calls, forward = [], type(joint_model.model.backbone).forward
+    monkeypatch.setattr(
+        type(joint_model.model.backbone), "forward", lambda *a, **k: calls.append(1) or forward(*a, **k)
+    )
+    actual = joint_model.generate_tasks(images, tasks, generator=generator())
+    assert list(actual) == list(names) and len(calls) == 1
+    for task in names:
+        assert actual[task].keys() == expected[task].keys()
+        assert torch.equal(actual[task].sequences, expected[task].sequences)
+        assert all(deviation(actual[task][key], expected[task][key]) < TOLERANCE for key in expected[task])
+
+
+def test_given_memory_and_smaller_images_serve_all_tasks(joint_model, images):
+    small = images[..., :24, :20]
+    memory = joint_model.get_encoder_memory(small)
+    actual = joint_model.generate_tasks(small, encoder_memory=memory, top_p=0.0)
+    assert actual["depth"].predicted_depth.shape == (3, 24, 20)
+    expected = joint_model.generate(small, "instance", top_p=0.0)
+    assert torch.equal(actual["instance"].sequences, expected.sequences)
+
+
+@pytest.mark.parametrize(
+    "tasks, message",
+    [
+        (("depth", "depth"), "tasks must be different ones"),
+        ((), "tasks must be different ones .* at least one"),
+        (("detection",), "task must be one of"),
+    ],
+)
+def test_unfit_tasks_are_named(joint_model, images, tasks, message):
+    with pytest.raises(ValueError, match=message):
+        joint_model.generate_tasks(images, tasks)
+
+
+def test_tasks_together_are_for_stepwise_models_and_single_views(tiny_model, joint_model, images):
+    with pytest.raises(ValueError, match="generate_tasks is for stepwise models"):
+        tiny_model(parallel=True).generate_tasks(images)
+    with pytest.raises(ValueError, match="windows and flips of depth are for generate"):
+        joint_model.generate_tasks(images[:, None])
+
+
 @pytest.mark.parametrize("parallel", [False, True])
 def test_memory_made_under_autocast_may_be_given_outside(tiny_model, images, parallel):
     model = tiny_model(parallel=parallel)

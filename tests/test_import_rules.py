@@ -32,6 +32,7 @@ LEVELS = (
         "image_processing_ait_instance",
     },
     {"decoding_tokens", "losses_ait"},
+    {"prediction_ait"},
     {"modeling_ait"},
 )
 # Never shipped: they may import everything above, except where the next table says otherwise.

@@ -44,7 +44,6 @@ def _enlivened(model: AiTForDenseAndInstancePrediction) -> AiTForDenseAndInstanc
     Freshly drawn weights give one depth everywhere, and then any two models agree; and among hundreds of nearly equal
     candidates of a nucleus a rounding error would choose.
     """
-    assert model.depth_tokenizer is not None
     with torch.no_grad():
         model.model.decoder.token_embeddings.mul_(TOKEN_SCALE)
         for weight in model.depth_tokenizer.decoder.parameters():

@@ -1,4 +1,4 @@
-"""Images per second at growing batches."""
+"""Images per second at growing batches, each timed beside single images, so that a drifting machine bends no curve."""
 
 import itertools
 from collections.abc import Callable
@@ -26,27 +26,32 @@ LARGEST_REPEATED_BATCH_ON_CPU = 4
 
 def images_per_second(
     model: AiTForDenseAndInstancePrediction, name: str, options: dict[str, Any], setting: Setting
-) -> dict[int, float]:
-    """Rates of `model.generate` by batch size; ends early where a GPU's memory does.
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Rates of `model.generate` by batch size, and how many times the rate of single images timed just before and after
+    they are; ends early where a GPU's memory does.
 
     On a CPU the large batches run once, without a warm-up.
     """
-    side, rates = model.config.image_size, {}
+    side = model.config.image_size
+    rates: dict[int, float] = {}
+    gains: dict[int, float] = {}
+    single = partial(model.generate, setting.images(1, side, side), **options)
     for batch in tqdm(_batches(setting), desc=f"batches of {name}", leave=False):
         image = setting.images(batch, side, side)
         repeated = setting.on_gpu or batch <= LARGEST_REPEATED_BATCH_ON_CPU
         chosen = setting if repeated else replace(setting, rounds=1)
-        runs = {name: partial(model.generate, image, **options)}
+        runs = {"before": single, "batch": partial(model.generate, image, **options), "after": single}
         try:
             timed = interleave(f"{name}, batch {batch}", runs, chosen, warm_up=repeated)
         except torch.cuda.OutOfMemoryError:
             break
-        rates[batch] = batch / timed[name].median
-    return rates
+        rates[batch] = batch / timed["batch"].median
+        gains[batch] = rates[batch] * (timed["before"].median + timed["after"].median) / 2
+    return rates, gains
 
 
 def worst_step(rates: dict[int, float]) -> float:
-    """The least ratio of a batch's rate to the best rate at any smaller batch; 1 or more means growth throughout."""
+    """The least ratio of a batch's rate, or gain, to the best at any smaller batch; 1 or more is growth throughout."""
     values = list(rates.values())
     best = itertools.accumulate(values, max)
     return min((rate / top for rate, top in zip(values[1:], best, strict=False)), default=1.0)
@@ -61,15 +66,16 @@ def measure(setting: Setting) -> Part:
     }
     if setting.on_gpu:
         paths[CUDA_GRAPHS] = (lambda: build(setting.tiny, parallel=False), {"cuda_graphs": True})
-    rates = {}
+    rates: dict[str, dict[int, float]] = {}
+    worst, rows, batches = {}, [], _batches(setting)
     for name, (make, options) in paths.items():
-        rates[name] = images_per_second(setting.place(make()), name, options, setting)
-        print(name, {batch: significant(rate) for batch, rate in rates[name].items()}, flush=True)
-    worst = {name: worst_step(found) for name, found in rates.items()}
-    batches = _batches(setting)
-    rows = [[name, *_rate_cells(found, batches), verdict(worst[name])] for name, found in rates.items()]
+        rates[name], gains = images_per_second(setting.place(make()), name, options, setting)
+        worst[name] = worst_step(gains)
+        rows.append([name, *_cells(rates[name], gains, batches), verdict(worst[name])])
+        print(" | ".join(rows[-1]), flush=True)
     lines = [
-        "Images/s of `generate`. Level: no batch is more than 10 % slower per image than the best smaller one.",
+        "Images/s of `generate`; in brackets, times the rate of single images timed just before and after. Level: no "
+        "batch's bracket is more than 10 % below the best smaller batch's.",
         "",
         *table(["path", *(f"batch {batch}" for batch in batches), "curve"], rows),
     ]
@@ -80,8 +86,8 @@ def _batches(setting: Setting) -> tuple[int, ...]:
     return TINY_BATCHES if setting.tiny else BATCHES
 
 
-def _rate_cells(rates: dict[int, float], batches: tuple[int, ...]) -> list[str]:
-    return [significant(rates[batch]) if batch in rates else "no memory" for batch in batches]
+def _cells(rates: dict[int, float], gains: dict[int, float], batches: tuple[int, ...]) -> list[str]:
+    return [f"{significant(rates[b])} ({gains[b]:.2f}x)" if b in rates else "no memory" for b in batches]
 
 
 def verdict(worst: float) -> str:

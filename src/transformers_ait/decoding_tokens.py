@@ -30,6 +30,24 @@ class DecodedTokens:
     step_logits: list[Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class DecodingRequest:
+    """A sequence to decode for every image.
+
+    Args:
+        task_id: row of the task and position embeddings.
+        grammar: one entry per position.
+        top_p: nucleus of the positions that the grammar samples; 0 is greedy.
+        generator: source of randomness. One number is drawn per position and shared by the batch, so an image's result
+            depends on the seed alone, not on its neighbours.
+    """
+
+    task_id: int
+    grammar: Sequence[TokenStep]
+    top_p: float = 0.0
+    generator: torch.Generator | None = None
+
+
 def decode_autoregressively(
     decoder: AiTTokenDecoder,
     memory: Tensor,
@@ -41,7 +59,20 @@ def decode_autoregressively(
     compiled: bool = False,
     cuda_graphs: bool = False,
 ) -> DecodedTokens:
-    """Decode one position after the other.
+    """Decode one position after the other; arguments as in `DecodingRequest` and `decode_together`."""
+    request = DecodingRequest(task_id, grammar, top_p, generator)
+    return decode_together(decoder, memory, [request], compiled=compiled, cuda_graphs=cuda_graphs)[0]
+
+
+def decode_together(
+    decoder: AiTTokenDecoder,
+    memory: Tensor,
+    requests: Sequence[DecodingRequest],
+    *,
+    compiled: bool = False,
+    cuda_graphs: bool = False,
+) -> list[DecodedTokens]:
+    """Decode sequences of any tasks and lengths side by side, one position after the other.
 
     Where the grammar says soft, the next input is the expected embedding `softmax(logits) @ embeddings` over the
     allowed ids (the soft token of arXiv 2301.02229), at temperature 1; elsewhere the embedding of the chosen id.
@@ -49,14 +80,13 @@ def decode_autoregressively(
     Args:
         decoder: the token decoder.
         memory: (B, N, d).
-        task_id: row of the task and position embeddings.
-        grammar: one entry per position.
-        top_p: nucleus of the positions that the grammar samples; 0 is greedy.
-        generator: source of randomness. One number is drawn per position and shared by the batch, so an image's result
-            depends on the seed alone, not on its neighbours.
+        requests: what to decode for each of the B images.
         compiled: run the decoder's step through torch.compile, which takes a while at the first call.
         cuda_graphs: record the kernels of a step and replay them, which spares their launches. Every run records anew,
             once per kind of position and 128 positions.
+
+    Returns:
+        One result per request.
 
     Raises:
         ValueError: CUDA graphs without a CUDA device.
@@ -65,16 +95,17 @@ def decode_autoregressively(
         raise ValueError(f"cuda_graphs needs the model on a CUDA device, got {memory.device}; leave it out there.")
     # Autocast would convert every weight anew at every step; autograd's bookkeeping takes a twentieth of the time.
     with torch.inference_mode(), torch.autocast(memory.device.type, enabled=False):
-        run, inputs = _start(decoder, memory, task_id, grammar, top_p, generator, compiled)
+        run = _Run.start(decoder, memory, requests, compiled)
         if cuda_graphs:
             with torch.cuda.device(memory.device):
                 capture = functools.partial(capture_cuda_graph, pool=torch.cuda.graph_pool_handle())
-                chosen, step_logits = _replay_steps(run, inputs, grammar, capture)
+                _replay_steps(run, capture)
         else:
-            chosen, step_logits = _decode_steps(run, inputs, grammar)
+            _decode_steps(run)
+    by_request = dict(zip(run.order, run.tracks, strict=True))
     # Copies, because autograd refuses tensors made in inference mode.
     with torch.no_grad():
-        return DecodedTokens(torch.stack(chosen, dim=1), [logits.clone() for logits in step_logits])
+        return [by_request[index].result() for index in range(len(requests))]
 
 
 def decode_in_parallel(
@@ -143,108 +174,169 @@ class _StepRows:
         return cls(embeddings, rows.T, torch.cat((bias, decoder.output_bias[rival])))
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What every step of a decoding run needs.
-
-    Args:
-        decoder: the token decoder.
-        cache: its keys and values.
-        advance: `AiTTokenDecoder.step`, compiled or not.
-        rows: per kind of position, the vocabulary rows.
-        positions: (L, d), embeddings of the positions.
-        draws: (L,) random numbers in [0, 1), or None for a greedy run.
-        top_p: nucleus.
-    """
-
-    decoder: AiTTokenDecoder
-    cache: DecoderCache
-    advance: Callable[..., Tensor]
-    rows: dict[TokenStep, _StepRows]
-    positions: Tensor
-    draws: Tensor | None
-    top_p: float
-
-    def take(
-        self, inputs: Tensor, step: TokenStep, position: int | FixedShapePosition
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One position: the next input (B, d), the chosen ids (B,) and the logits (B, allowed [+ 1])."""
-        number = position if isinstance(position, int) else position.index
-        hidden = self.advance(self.decoder, inputs + self.positions[number], self.cache, position)
-        embeddings, matrix, bias = self.rows[step].embeddings, self.rows[step].matrix, self.rows[step].bias
-        logits = torch.addmm(bias, hidden, matrix)
-        allowed = logits[:, : len(embeddings)]
-        if step.sampled and self.draws is not None:
-            choice = nucleus_choice(allowed, self.top_p, self.draws[number])
-        else:
-            choice = allowed.argmax(dim=-1)
-        following = allowed.softmax(dim=-1) @ embeddings if step.soft else embeddings[choice]
-        return following, step.allowed.to_ids(choice), logits
-
-
 @functools.cache
 def _compiled_step() -> Callable[..., Tensor]:
     # Not fullgraph: after its limit of variants (batch sizes, widths) torch then runs further ones as they are.
     return torch.compile(AiTTokenDecoder.step, dynamic=True)
 
 
-def _start(
-    decoder: AiTTokenDecoder,
-    memory: Tensor,
-    task_id: int,
-    grammar: Sequence[TokenStep],
-    top_p: float,
-    generator: torch.Generator | None,
-    compiled: bool,
-) -> tuple[_Run, Tensor]:
-    """What the steps of `decode_autoregressively` need, and the first input (B, d)."""
-    memory = memory.to(decoder.token_embeddings.dtype)
-    run = _Run(
-        decoder=decoder,
-        cache=decoder.start_cache(memory, len(grammar)),
-        advance=_compiled_step() if compiled else AiTTokenDecoder.step,
-        rows={step: _StepRows.of(decoder, step) for step in set(grammar)},
-        positions=decoder.position_embeddings[task_id, : len(grammar)],
-        draws=_uniform_draws(len(grammar), memory.device, generator) if top_p > 0 else None,
-        top_p=top_p,
-    )
-    return run, decoder.task_embeddings[task_id].expand(memory.shape[0], -1)
+@dataclass(slots=True)
+class _Track:
+    """One request of a run, as far as it has come.
+
+    Args:
+        grammar: one entry per position.
+        rows: per kind of position, the vocabulary rows.
+        positions: (L, d), embeddings of the positions.
+        draws: (L,) random numbers in [0, 1), or None for a greedy request.
+        top_p: nucleus.
+        inputs: (B, d), what the next position takes, without its embedding.
+        chosen: per past position, ids (B,).
+        step_logits: per past position, logits (B, allowed [+ 1]).
+    """
+
+    grammar: Sequence[TokenStep]
+    rows: dict[TokenStep, _StepRows]
+    positions: Tensor
+    draws: Tensor | None
+    top_p: float
+    inputs: Tensor
+    chosen: list[Tensor]
+    step_logits: list[Tensor]
+
+    @classmethod
+    def start(cls, decoder: AiTTokenDecoder, batch: int, request: DecodingRequest) -> "_Track":
+        length, task, device = len(request.grammar), request.task_id, decoder.token_embeddings.device
+        return cls(
+            grammar=request.grammar,
+            rows={step: _StepRows.of(decoder, step) for step in set(request.grammar)},
+            positions=decoder.position_embeddings[task, :length],
+            draws=_uniform_draws(length, device, request.generator) if request.top_p > 0 else None,
+            top_p=request.top_p,
+            inputs=decoder.task_embeddings[task].expand(batch, -1),
+            chosen=[],
+            step_logits=[],
+        )
+
+    def choose(self, hidden: Tensor, step: TokenStep, number: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The next input (B, d), the chosen ids (B,) and the logits, of hidden states (B, d)."""
+        rows = self.rows[step]
+        logits = torch.addmm(rows.bias, hidden, rows.matrix)
+        allowed = logits[:, : len(rows.embeddings)]
+        if step.sampled and self.draws is not None:
+            choice = nucleus_choice(allowed, self.top_p, self.draws[number])
+        else:
+            choice = allowed.argmax(dim=-1)
+        following = allowed.softmax(dim=-1) @ rows.embeddings if step.soft else rows.embeddings[choice]
+        return following, step.allowed.to_ids(choice), logits
+
+    def record(self, chosen: Tensor, logits: Tensor) -> None:
+        """Append what was found at a position."""
+        self.chosen.append(chosen)
+        self.step_logits.append(logits)
+
+    def result(self) -> DecodedTokens:
+        """What was found, in tensors of its own."""
+        return DecodedTokens(torch.stack(self.chosen, dim=1), [logits.clone() for logits in self.step_logits])
 
 
-def _decode_steps(run: _Run, inputs: Tensor, grammar: Sequence[TokenStep]) -> tuple[list[Tensor], list[Tensor]]:
-    """Per position chosen ids and logits. The loop never waits for the device."""
-    chosen, step_logits = [], []
-    for position, step in enumerate(grammar):
-        inputs, choice, logits = run.take(inputs, step, position)
-        chosen.append(choice)
-        step_logits.append(logits)
-    return chosen, step_logits
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Requests that advance together, the longest first, so that those that are done leave at the end.
+
+    Args:
+        decoder: the token decoder.
+        cache: keys and values; rows are the tracks' images, track by track.
+        advance: `AiTTokenDecoder.step`, compiled or not.
+        batch: images of a track.
+        tracks: by falling length.
+        order: the request that each track stands for.
+    """
+
+    decoder: AiTTokenDecoder
+    cache: DecoderCache
+    advance: Callable[..., Tensor]
+    batch: int
+    tracks: list[_Track]
+    order: list[int]
+
+    @classmethod
+    def start(
+        cls, decoder: AiTTokenDecoder, memory: Tensor, requests: Sequence[DecodingRequest], compiled: bool
+    ) -> "_Run":
+        memory = memory.to(decoder.token_embeddings.dtype)
+        order = sorted(range(len(requests)), key=lambda index: -len(requests[index].grammar))
+        # Drawn in the order of the requests, which does not depend on their lengths.
+        tracks = [_Track.start(decoder, memory.shape[0], request) for request in requests]
+        tracks = [tracks[index] for index in order]
+        repeated = memory if len(tracks) == 1 else memory.repeat(len(tracks), 1, 1)
+        return cls(
+            decoder=decoder,
+            cache=decoder.start_cache(repeated, len(tracks[0].grammar)),
+            advance=_compiled_step() if compiled else AiTTokenDecoder.step,
+            batch=memory.shape[0],
+            tracks=tracks,
+            order=order,
+        )
+
+    def active(self, position: int) -> list[_Track]:
+        """The tracks that reach a position; the cache keeps no others."""
+        tracks = [track for track in self.tracks if len(track.grammar) > position]
+        if len(tracks) * self.batch < self.cache.batch:
+            self.cache.keep_first(len(tracks) * self.batch)
+        return tracks
+
+    def take(
+        self, tracks: Sequence[_Track], steps: Sequence[TokenStep], position: int | FixedShapePosition
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """One position of the active tracks: per track the next input, the chosen ids and the logits."""
+        number = position if isinstance(position, int) else position.index
+        inputs = [track.inputs + track.positions[number] for track in tracks]
+        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
+        hidden = self.advance(self.decoder, joined, self.cache, position).split(self.batch)
+        return [track.choose(x, step, number) for track, x, step in zip(tracks, hidden, steps, strict=True)]
 
 
-def _replay_steps(
-    run: _Run, inputs: Tensor, grammar: Sequence[TokenStep], capture: Capture
-) -> tuple[list[Tensor], list[Tensor]]:
+def _decode_steps(run: _Run) -> None:
+    """All positions. The loop never waits for the device."""
+    for position in range(len(run.tracks[0].grammar)):
+        tracks = run.active(position)
+        steps = [track.grammar[position] for track in tracks]
+        for track, (following, chosen, logits) in zip(tracks, run.take(tracks, steps, position), strict=True):
+            track.inputs = following
+            track.record(chosen, logits)
+
+
+def _replay_steps(run: _Run, capture: Capture) -> None:
     """As `_decode_steps`, with one captured step per kind of position and multiple of `REPLAY_LENGTH`."""
-    inputs = inputs.clone()
-    index = torch.zeros(1, dtype=torch.long, device=inputs.device)
-    replays: dict[tuple[TokenStep, int], Callable[[], tuple[Tensor, ...]]] = {}
-    chosen, step_logits = [], []
-    for position, step in enumerate(grammar):
-        length = min((position // REPLAY_LENGTH + 1) * REPLAY_LENGTH, len(grammar))
-        if (step, length) not in replays:
+    length = len(run.tracks[0].grammar)
+    index = torch.zeros(1, dtype=torch.long, device=run.tracks[0].inputs.device)
+    for track in run.tracks:
+        track.inputs = track.inputs.clone()
+    replays: dict[tuple, Callable[[], tuple[Tensor, ...]]] = {}
+    for position in range(length):
+        tracks = run.active(position)
+        steps = tuple(track.grammar[position] for track in tracks)
+        reach = min((position // REPLAY_LENGTH + 1) * REPLAY_LENGTH, length)
+        if (steps, reach) not in replays:
+            take = functools.partial(_take_in_place, run, tracks, steps, FixedShapePosition(index, reach))
+            replays[steps, reach] = capture(take, (index, *(track.inputs for track in tracks)))
+        outputs = replays[steps, reach]()
+        for number, track in enumerate(tracks):
+            # Copies, because the next replay writes to the same place.
+            track.record(outputs[2 * number].clone(), outputs[2 * number + 1].clone())
 
-            def take(step: TokenStep = step, length: int = length) -> tuple[Tensor, ...]:
-                following, choice, logits = run.take(inputs, step, FixedShapePosition(index, length))
-                inputs.copy_(following)
-                index.add_(1)
-                return choice, logits
 
-            replays[step, length] = capture(take, (inputs, index))
-        choice, logits = replays[step, length]()
-        # Copies, because the next replay writes to the same place.
-        chosen.append(choice.clone())
-        step_logits.append(logits.clone())
-    return chosen, step_logits
+def _take_in_place(
+    run: _Run, tracks: Sequence[_Track], steps: Sequence[TokenStep], position: FixedShapePosition
+) -> tuple[Tensor, ...]:
+    """One position over fixed memory; returns each track's chosen ids and logits."""
+    outputs: list[Tensor] = []
+    for track, (following, chosen, logits) in zip(tracks, run.take(tracks, steps, position), strict=True):
+        track.inputs.copy_(following)
+        outputs += (chosen, logits)
+    position.index.add_(1)
+    return tuple(outputs)
 
 
 def capture_cuda_graph(function: Callable[[], tuple[Tensor, ...]], state: Sequence[Tensor], pool: Any) -> Callable:

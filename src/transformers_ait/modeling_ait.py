@@ -1,4 +1,4 @@
-"""AiT task-solver: backbone, encoder, token decoder and frozen tokenizers, composed; training losses and decoding."""
+"""AiT task-solver: backbone, encoder, token decoder and frozen tokenizers, composed; training losses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_ait import TASK_IDS, AiTConfig
-from .decoding_tokens import decode_autoregressively, decode_in_parallel
 from .distributed_ait import mean_over_processes
 from .losses_ait import (
     dice_and_squared_error,
@@ -26,27 +25,21 @@ from .modeling_ait_swinv2 import AiTSwinV2Backbone
 from .modeling_ait_vqvae import AiTVQVAEModel
 from .modeling_bin_tokenizer import AiTBinTokenizer
 from .modeling_token_decoder import AiTEncoder, AiTTokenDecoder, sine_table
+from .prediction_ait import AiTOutput, AiTPredictor
 from .sequence_ait import (
-    CLASS_POSITION,
     HEADER_LENGTH,
     IGNORE_INDEX,
-    bins_to_boxes,
     boxes_to_bins,
     check_instance_label,
     corrupt_classes,
-    depth_grammar,
     depth_sequence,
     draw_noise_objects,
-    object_grammar,
     object_sequence,
-    parse_objects,
     token_weights,
     true_objects,
 )
 
 InstanceLabels = Sequence[Mapping[str, Tensor]]
-# Masks detokenized at a time; bounds the activations of the mask decoder.
-MASK_GROUP = 256
 
 
 @dataclass
@@ -60,35 +53,6 @@ class AiTModelOutput(ModelOutput):
 
     last_hidden_state: Tensor | None = None
     feature_map: Tensor | None = None
-
-
-@dataclass
-class AiTOutput(ModelOutput):
-    """Output of `AiTForDenseAndInstancePrediction`; fields that do not apply are None.
-
-    Args:
-        loss: scalar training loss.
-        loss_dict: unweighted means of the loss's parts.
-        logits: (B, L, V), teacher-forced.
-        predicted_depth: (B, H, W) or (B, views, H, W) metres, not clamped; depth without labels.
-        boxes: (B, N, 4) xyxy pixels of the padded input, not clipped; they may be inverted. Objects without labels.
-        scores: (B, N), probability of the class among all classes and the noise class.
-        class_labels: (B, N) class indices.
-        mask_values: (B, N, h, w), 0.5 is the edge, not clipped to [0, 1]; instances without labels.
-        sequences: (B, L) chosen ids in the full vocabulary.
-        code_logits: depth (B, L, K), instances (B, N, tokens, K).
-    """
-
-    predicted_depth: Tensor | None = None
-    boxes: Tensor | None = None
-    scores: Tensor | None = None
-    class_labels: Tensor | None = None
-    mask_values: Tensor | None = None
-    sequences: Tensor | None = None
-    code_logits: Tensor | None = None
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
 
 
 def _build_backbone(config: Any) -> Any:
@@ -203,7 +167,7 @@ class AiTModel(AiTPreTrainedModel):
         return output if return_dict is not False else output.to_tuple()
 
 
-class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
+class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
     """AiT for depth, detection and instance segmentation, with tokens as the output space (arXiv 2301.02229).
 
     The tokenizers are part of the model, frozen and always in evaluation mode.
@@ -234,10 +198,6 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Backbone map (B, C, h, w) of images (B, 3, H, W), padded to the model's size."""
         return self.model.get_image_features(pixel_values)
-
-    def get_encoder_memory(self, pixel_values: Tensor) -> Tensor:
-        """Memory (B, N, d) that the decoder attends to, of images (B, 3, H, W)."""
-        return self.model.get_encoder_memory(pixel_values)
 
     def forward(
         self,
@@ -277,146 +237,6 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
         else:
             output = self.generate(pixel_values, task)
         return output if return_dict is not False else output.to_tuple()
-
-    @torch.no_grad()
-    def generate(
-        self,
-        pixel_values: Tensor,
-        task: str | None = None,
-        *,
-        top_p: float | None = None,
-        generator: torch.Generator | None = None,
-        max_objects: int | None = None,
-        soft_feedback: bool | None = None,
-        soft_decode: bool | None = None,
-        task_ids: Tensor | None = None,
-        encoder_memory: Tensor | None = None,
-        compiled: bool = False,
-        cuda_graphs: bool = False,
-    ) -> AiTOutput:
-        """Decode a prediction.
-
-        Args:
-            pixel_values: (B, 3, H, W), for depth also (B, views, 3, H, W).
-            task: "depth", "instance" or "detection"; None is `config.default_task`.
-            top_p: nucleus of coordinates and classes, 0 is greedy; None is the configuration's choice.
-            generator: source of the nucleus's randomness; the same seed gives an image the same result in any batch.
-            max_objects: objects to decode, at most `config.num_objects`; None is all of them.
-            soft_feedback: feed expected embeddings back instead of picked codes; None is the configuration's choice.
-            soft_decode: decode code probabilities instead of picked codes; None is the configuration's choice.
-            task_ids: (B,), all alike: the task as an image processor's `task` gives it.
-            encoder_memory: (B or B * views, N, d), `get_encoder_memory` of the same images, which spares the backbone
-                when several tasks look at one image.
-            compiled: run the decoder's steps through torch.compile; the first call takes a while.
-            cuda_graphs: record a step's kernels once per run and replay them (CUDA). Neither is for a parallel model,
-                which takes no steps: compile its `model.backbone`, `model.encoder` and `model.decoder`.
-
-        Returns:
-            For depth `sequences`, `code_logits` and `predicted_depth`; for objects `sequences`, `boxes`, `scores`,
-            `class_labels`, and for instances `code_logits` and `mask_values`.
-
-        Raises:
-            ValueError: unknown task, images that the model cannot take, or a memory of other images.
-        """
-        task = self._resolve_task(task, task_ids)
-        self._require_trained()
-        soft_feedback = self.config.soft_feedback if soft_feedback is None else soft_feedback
-        soft_decode = self.config.soft_decode if soft_decode is None else soft_decode
-        if task == "depth":
-            return self._generate_depth(pixel_values, encoder_memory, soft_feedback, soft_decode, compiled, cuda_graphs)
-        memory = self._memory_or_given(pixel_values, encoder_memory)
-        tokens, count = self.config.tokens_per_object[task], self._check_max_objects(max_objects)
-        grammar = object_grammar(self.config.vocabulary, count, tokens, soft_feedback)
-        top_p = self.config.top_p if top_p is None else top_p
-        decoded = decode_autoregressively(
-            self.model.decoder,
-            memory,
-            TASK_IDS[task],
-            grammar,
-            top_p,
-            generator,
-            compiled=compiled,
-            cuda_graphs=cuda_graphs,
-        )
-        return self._objects_from_tokens(decoded.sequences, decoded.step_logits, tokens, soft_decode)
-
-    def _require_trained(self) -> None:
-        if self.config.initialization_only:
-            raise ValueError(
-                "This checkpoint is an initialisation: part of its weights is untrained, so it cannot predict. Train "
-                "it, then set model.config.initialization_only = False."
-            )
-
-    def _memory_or_given(self, pixel_values: Tensor, encoder_memory: Tensor | None) -> Tensor:
-        if encoder_memory is None:
-            return self.get_encoder_memory(pixel_values)
-        expected = (len(pixel_values), self.config.grid_size**2, self.config.decoder_config.hidden_size)
-        if encoder_memory.shape != expected:
-            raise ValueError(
-                f"encoder_memory must be {expected} for these images, got {tuple(encoder_memory.shape)}; take it from "
-                "get_encoder_memory of the same pixel_values."
-            )
-        return encoder_memory.to(self.model.decoder.token_embeddings.dtype)
-
-    def _generate_depth(
-        self,
-        pixel_values: Tensor,
-        encoder_memory: Tensor | None,
-        soft_feedback: bool,
-        soft_decode: bool,
-        compiled: bool,
-        cuda_graphs: bool,
-    ) -> AiTOutput:
-        if pixel_values.ndim not in (4, 5):
-            raise ValueError(
-                "pixel_values must be (batch, channels, height, width) or (batch, views, channels, height, width), got "
-                f"{tuple(pixel_values.shape)}."
-            )
-        views = pixel_values.shape[:-3]
-        images = pixel_values.flatten(0, -4)
-        self._check_depth_size(images)
-        memory = self._memory_or_given(images, encoder_memory)
-        grammar = depth_grammar(self.config.vocabulary, self.config.sequence_length("depth"), soft_feedback)
-        decoder, task_id = self.model.decoder, TASK_IDS["depth"]
-        if not self.config.parallel:
-            decoded = decode_autoregressively(
-                decoder, memory, task_id, grammar, compiled=compiled, cuda_graphs=cuda_graphs
-            )
-        elif compiled or cuda_graphs:
-            raise ValueError(
-                "compiled and cuda_graphs are for stepwise models, and this one is parallel; see generate."
-            )
-        else:
-            decoded = decode_in_parallel(decoder, memory, task_id, grammar)
-        code_logits = torch.stack(decoded.step_logits, dim=1)
-        depth = self._detokenize_depth(code_logits, soft_decode)[:, : images.shape[2], : images.shape[3]]
-        return AiTOutput(
-            predicted_depth=depth.unflatten(0, views),
-            sequences=decoded.sequences.unflatten(0, views),
-            code_logits=code_logits.unflatten(0, views),
-        )
-
-    def _objects_from_tokens(
-        self, sequences: Tensor, step_logits: list[Tensor], tokens: int, soft_decode: bool
-    ) -> AiTOutput:
-        """Boxes, scores, classes and masks of decoded sequences (B, M * tokens)."""
-        config = self.config
-        bins, class_labels, codes = parse_objects(sequences, tokens, config.vocabulary)
-        class_logits = torch.stack(step_logits[CLASS_POSITION::tokens], dim=1).float()
-        scores = class_logits.softmax(dim=-1).gather(2, class_labels[..., None]).squeeze(2)
-        output = AiTOutput(
-            boxes=bins_to_boxes(bins, config.num_bins, config.coordinate_scale),
-            scores=scores,
-            class_labels=class_labels,
-            sequences=sequences,
-        )
-        if tokens > HEADER_LENGTH:
-            is_code = [index % tokens >= HEADER_LENGTH for index in range(len(step_logits))]
-            code_logits = torch.stack([x for x, code in zip(step_logits, is_code, strict=True) if code], dim=1)
-            output.code_logits = code_logits.unflatten(1, codes.shape[1:])
-            masks = self._detokenize_masks(output.code_logits.flatten(0, 1), soft_decode)
-            output.mask_values = masks.unflatten(0, codes.shape[:2])
-        return output
 
     def _depth_loss(self, pixel_values: Tensor, depth_labels: Tensor) -> AiTOutput:
         """Cross-entropy, and the auxiliary loss through the frozen detokenizer (AiT, arXiv 2301.02229)."""
@@ -525,37 +345,6 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
             inputs = decoder.inputs(F.embedding(input_ids, decoder.token_embeddings), task_id)
         return decoder.logits(decoder(inputs, memory))
 
-    def _detokenize_depth(self, code_logits: Tensor, soft: bool) -> Tensor:
-        """Depth (B, S, S) in metres of code logits (B, L, K), S the tokenizer's image size."""
-        return _detokenize(self.depth_tokenizer, code_logits, soft)
-
-    def _detokenize_masks(self, code_logits: Tensor, soft: bool) -> Tensor:
-        """Mask values (M, h, w) of code logits (M, tokens, K), not clipped."""
-        return torch.cat([_detokenize(self.mask_tokenizer, group, soft) for group in code_logits.split(MASK_GROUP)])
-
-    def _resolve_task(self, task: str | None, task_ids: Tensor | None) -> str:
-        task = task if task_ids is None else _task_of_ids(task_ids, task)
-        task = self.config.default_task if task is None else task
-        if task not in self.config.tasks:
-            raise ValueError(
-                f"task must be one of {list(self.config.tasks)}, which this checkpoint does; got {task!r}."
-            )
-        return task
-
-    def _check_max_objects(self, max_objects: int | None) -> int:
-        limit = self.config.num_objects
-        if max_objects is not None and not 1 <= max_objects <= limit:
-            raise ValueError(f"max_objects must be between 1 and config.num_objects ({limit}), got {max_objects}.")
-        return limit if max_objects is None else max_objects
-
-    def _check_depth_size(self, images: Tensor) -> None:
-        size = self.config.depth_tokenizer_config.image_size
-        if max(images.shape[-2:]) > size:
-            raise ValueError(
-                f"pixel_values must have sides of at most {size}, the depth tokenizer's image_size, got "
-                f"{tuple(images.shape)}; resize or cut windows with AiTDepthImageProcessor."
-            )
-
     def _padded_depth_labels(self, pixel_values: Tensor, depth_labels: Tensor) -> Tensor:
         if depth_labels.shape != (len(pixel_values), *pixel_values.shape[2:]):
             raise ValueError(
@@ -567,26 +356,6 @@ class AiTForDenseAndInstancePrediction(AiTPreTrainedModel):
             raise ValueError("depth_labels must be finite and not negative; mark invalid pixels with 0.")
         size = self.config.depth_tokenizer_config.image_size
         return F.pad(labels, (0, size - labels.shape[2], 0, size - labels.shape[1]))
-
-
-def _task_of_ids(task_ids: Tensor, task: str | None) -> str:
-    """The task that a batch's ids name, which must be `task` where that is given."""
-    names = [name for name, index in TASK_IDS.items() if (task_ids == index).all()]
-    if task_ids.numel() == 0 or len(names) != 1 or task not in (None, *names):
-        raise ValueError(
-            f"task_ids must all be one of {TASK_IDS} and agree with task, got {task_ids.tolist()} and task={task!r}; "
-            "set `task` of the image processor."
-        )
-    return names[0]
-
-
-def _detokenize(tokenizer: AiTVQVAEModel | AiTBinTokenizer, code_logits: Tensor, soft: bool) -> Tensor:
-    """Maps (B, S, S) of code logits (B, L, K), in float32 also under autocast."""
-    side = tokenizer.config.grid_size
-    with torch.autocast(code_logits.device.type, enabled=False):
-        if soft:
-            return tokenizer.decode_soft(code_logits.float().transpose(1, 2).unflatten(2, (side, side))).squeeze(1)
-        return tokenizer.decode(code_logits.argmax(dim=-1).unflatten(1, (side, side))).squeeze(1)
 
 
 def _supervised_count(target_ids: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -225,7 +226,8 @@ class AiTSwinV2Attention(nn.Module):
         if self._policy not in (policy, "full") or torch.compiler.is_compiling() or self.q_bias.is_inference():
             return compute()
         first, _, second = self.position_mlp
-        return self._kept.get(self._policy, role, (first.weight, first.bias, second.weight), compute)
+        weights: list[Any] = [first.weight, first.bias, second.weight]
+        return self._kept.get(self._policy, role, weights, compute)
 
     def _compute_table(self) -> Tensor:
         """Table (heads, (2 * w - 1)^2) of `16 * sigmoid(MLP(coordinates))`, float32; the same under autocast."""

@@ -153,6 +153,11 @@ class DecodingBlock:
         x = self.cross_projection.add_to(x, attended.view(x.shape))
         return self._add_feed_forward(x, self.norms[2].apply(x))
 
+    def keep_first(self, groups: int) -> None:
+        """Go on with the first groups alone."""
+        self.memory_keys, self.memory_values = self.memory_keys[:groups], self.memory_values[:groups]
+        self.past = self.past[:, :groups]
+
     def _attend_to_past(self, normalized: Tensor, position: int | FixedShapePosition, hidden: Tensor | None) -> Tensor:
         """Append the position's key and value to the past; the attention output (B, d)."""
         groups, head_dim = self.past.shape[1], self.past.shape[3]
@@ -185,10 +190,18 @@ class DecoderCache:
     Args:
         blocks: one entry per decoder block.
         norm: the last LayerNorm.
+        batch: examples.
     """
 
     blocks: list[DecodingBlock]
     norm: NormWeights
+    batch: int
+
+    def keep_first(self, batch: int) -> None:
+        """Go on with the first examples of the batch alone."""
+        for block in self.blocks:
+            block.keep_first(block.past.shape[1] * batch // self.batch)
+        self.batch = batch
 
 
 class AiTAttention(nn.Module):
@@ -393,7 +406,7 @@ class AiTTokenDecoder(nn.Module):
             TypeError: a linear layer of a block has been replaced by something else.
         """
         blocks = [block.start(memory, max_length) for block in self._blocks()]
-        return DecoderCache(blocks, NormWeights.of(self.norm))
+        return DecoderCache(blocks, NormWeights.of(self.norm), memory.shape[0])
 
     @torch.no_grad()
     def step(self, inputs: Tensor, cache: DecoderCache, position: int | FixedShapePosition) -> Tensor:
