@@ -141,7 +141,6 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable_progress_bar()
 
-    torch.manual_seed(1)  # objects are sampled from a nucleus
     start = time.perf_counter()
     frame = render_room(HELD_OUT_ROOM, height=480, width=640)
     rows = photograph_rows(load("depth-estimation", arguments.photo_model), arguments.image)
@@ -149,6 +148,7 @@ def main() -> None:
     rows.append(depth_row(load("depth-estimation", arguments.model), ROOM_TITLE, room, frame.depth_dense))
     pictures = [depth_panel(rows)]
     segmenter = load("image-segmentation", arguments.instance_model)
+    torch.manual_seed(0)  # objects are sampled from a nucleus
     pictures.append(instance_picture(segmenter, frame, arguments.threshold))
     stacked(pictures).save(arguments.output)
     print(f"wrote {arguments.output} after {time.perf_counter() - start:.1f} s")
