@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from huggingface_hub.errors import StrictDataclassError
+from transformers.utils import logging
 
 from .exporter import export_checkpoint
 from .programs import SUFFIXES, ExportError
@@ -28,6 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status, 0 only after the check."""
     options = build_parser().parse_args(arguments)
+    verbosity = logging.get_verbosity()
+    # Whatever matters ends in an error below; the rest, such as timm's own choice of attention, nobody has to act on.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         print(
             export_checkpoint(
@@ -37,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, TypeError, ImportError, StrictDataclassError, ExportError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    finally:
+        logging.set_verbosity(verbosity)
     return 0
 
 
