@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from benchmark_models import TOKEN_SCALE, build, original_form
-from benchmark_report import Measured, Part, table
+from benchmark_report import Measured, Part, floor_of, table
 from benchmark_setting import Setting, limited_threads
 from benchmark_timing import (
     Comparison,
@@ -129,9 +129,15 @@ def compare_decodes(model: AiTForDenseAndInstancePrediction, setting: Setting) -
             lambda: plain_decode_depth(tensors, config, memory)[1],
             lambda: _decode(model, memory),
             setting,
-            floor=2.2,
+            floor_of("depth_decode"),
         )
-        return depth, compare(f"instance decode, {steps} steps{suffix}", objects_plain, objects_ours, setting, 2.2)
+        return depth, compare(
+            f"instance decode, {steps} steps{suffix}",
+            objects_plain,
+            objects_ours,
+            setting,
+            floor_of("instance_decode"),
+        )
 
     found = dict(zip(("depth_decode", "instance_decode"), both(""), strict=True))
     if not setting.on_gpu and torch.get_num_threads() > 1:
@@ -168,7 +174,7 @@ def compare_whole(
             lambda: plain_predict_depth(tensors, config, image),
             lambda: model.generate(image).predicted_depth,
             setting,
-            floor=3,
+            floor_of("autoregressive"),
         ),
         "parallel_plain": compare(
             "depth end to end, parallel, one window",
@@ -247,7 +253,7 @@ def measure(setting: Setting) -> Part:
     runs, flops = backbone_runs(model, setting)
     timed = interleave("backbone", runs, setting)
     deviation = (timed["plain"].result - timed["ours"].result).abs().max().item()
-    backbone = Comparison("backbone", timed["plain"], timed["ours"], deviation, floor=3.5)
+    backbone = Comparison("backbone", timed["plain"], timed["ours"], deviation, floor_of("backbone"))
     print(" | ".join(backbone.cells()), flush=True)
     share = ceiling_share(timed, flops)
     bfloat16_lines, bfloat16 = bfloat16_part(timed)

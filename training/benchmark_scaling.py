@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from benchmark_models import build, build_instance
-from benchmark_report import Measured, Part, significant, table
+from benchmark_report import LEVEL, Measured, Part, significant, table
 from benchmark_setting import Setting
 from benchmark_timing import interleave
 from tqdm import tqdm
@@ -19,7 +19,6 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 TINY_BATCHES = (1, 2)
 FEW_OBJECTS = 2
 CUDA_GRAPHS = "AR base, CUDA graphs"
-LEVEL = 0.9
 # A CPU takes seconds per image, so that one large batch is an average by itself.
 LARGEST_REPEATED_BATCH_ON_CPU = 4
 
