@@ -109,7 +109,6 @@ def test_memory_made_under_autocast_may_be_given_outside(tiny_model, images, par
     model = tiny_model(parallel=parallel)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         memory = model.get_encoder_memory(images)
-    assert memory.dtype == torch.bfloat16 or memory.dtype == torch.float32
     expected = model.generate(images).predicted_depth
     actual = model.generate(images, encoder_memory=memory.bfloat16()).predicted_depth
     assert (actual - expected).norm() / expected.norm() < 0.05

@@ -116,7 +116,8 @@ class AiTPredictor:
             decoded = decode_together(self._decoder, memory, [request], compiled=compiled, cuda_graphs=cuda_graphs)[0]
         elif compiled or cuda_graphs:
             raise ValueError(
-                "compiled and cuda_graphs are for stepwise models, and this one is parallel; see generate."
+                "compiled and cuda_graphs are for stepwise models, and this one is parallel: leave them out, and "
+                "compile model.model.backbone, model.model.encoder and model.model.decoder instead."
             )
         else:
             decoded = decode_in_parallel(self._decoder, memory, request.task_id, request.grammar)
@@ -220,9 +221,9 @@ class AiTPredictor:
     def _check_images(self, pixel_values: Tensor, task: str) -> tuple[Tensor, tuple[int, ...]]:
         """Images (B, 3, H, W) that the task can take, and the sizes (batch,) or (batch, views) that they come from."""
         if pixel_values.ndim not in ((4, 5) if task == "depth" else (4,)):
-            views = ", for depth also (batch, views, channels, height, width)"
             raise ValueError(
-                f"pixel_values must be (batch, channels, height, width){views}, got {tuple(pixel_values.shape)}."
+                "pixel_values must be (batch, channels, height, width), for depth also (batch, views, channels, "
+                f"height, width); got {tuple(pixel_values.shape)}."
             )
         images = pixel_values.flatten(0, -4)
         if task == "depth":
