@@ -12,7 +12,7 @@ $(STAMP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(INT8) "torchao>=0.18"
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(INT8) torchao
 	touch $(STAMP)
 
 demo: $(STAMP)
