@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from transformers.utils import logging
 
 from transformers_ait import (
@@ -32,6 +33,14 @@ logging.disable_progress_bar()
 def seeded():
     """Every test draws the same random numbers, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate's state is one per process; no test sees another's."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 @pytest.fixture(scope="session")

@@ -66,13 +66,6 @@ DEPTH_MODEL = {
 VQVAE_MODEL = {"image_size": SIZE, "hidden_size": 4, "downsample_ratio": 8, "num_codes": 16, "code_dim": 8}
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 def rows(count, seed):
     """Images of random gradients with depth to match, holes included."""
     rng = np.random.default_rng(seed)

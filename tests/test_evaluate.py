@@ -8,7 +8,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from evaluation_cases import SCRIPT, SIZE, evaluate, launch, load_coco, read_rows, run_script
 from PIL import Image
 
@@ -21,13 +20,6 @@ from transformers_ait.engine.evaluation_inputs import EvaluationError
 from transformers_ait.metrics import DEPTH_METRICS, depth_metrics
 
 pytest_plugins = ["evaluation_cases"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from evaluation_cases import SIZE, evaluate, load_coco, read_rows, run_script
 from PIL import Image
 from pycocotools.coco import COCO
@@ -23,13 +22,6 @@ from transformers_ait.engine.evaluation_instances import ImageScore, ObjectEvalu
 from transformers_ait.metrics import coco_metrics, lvis_metrics
 
 pytest_plugins = ["evaluation_cases"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def noisy_truth(evaluation, indices):

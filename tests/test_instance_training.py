@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import pipeline
@@ -46,13 +45,6 @@ MASKS_SMALL = ["--model.config", "{image_size: 16, hidden_size: 4, downsample_ra
 
 def recipe_path(name):
     return str(TRAINING / "recipes" / f"{name}.yaml")
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")

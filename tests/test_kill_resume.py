@@ -41,13 +41,6 @@ RUN = [
 PATIENCE = 240  # seconds
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 @pytest.fixture(scope="module")
 def rooms(tmp_path_factory):
     cache = tmp_path_factory.mktemp("rooms")

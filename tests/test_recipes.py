@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from transformers_ait import AiTConfig, AiTForDenseAndInstancePrediction, AiTVQVAEConfig, AiTVQVAEModel
@@ -394,13 +393,6 @@ TRAIN = {
     InstanceRecipe: train_instance,
     JointRecipe: train_joint,
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")

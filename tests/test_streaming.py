@@ -134,13 +134,6 @@ RUN = ["--run.batch_size=2", "--run.log_every=1", "--run.checkpoint_every=2", "-
 SMALL = ["--model.config", "{image_size: 32, downsample_ratio: 8, num_codes: 16, code_dim: 8}"]
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Recipes whose data are rooms in three Parquet files, by name."""

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -62,13 +61,6 @@ def parallel(tokenizer, rooms, tmp_path_factory):
     recipe = [recipe_path("tiny-rooms-depth-parallel"), *arguments, *RUN, *DEPTH_SMALL, *rooms]
     train_depth(load_recipe(DepthRecipe, recipe))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 ACCELERATE = ["-m", "accelerate.commands.launch"]
