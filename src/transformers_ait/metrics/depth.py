@@ -1,22 +1,24 @@
 """The nine metrics of monocular depth estimation, per image and averaged over images."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .pooling import MapArray, paired_batches
+
 NYU_EVAL_CROP = (45, 471, 41, 601)  # top, bottom, left, right, half-open: where results on NYU Depth v2 are taken
 NYU_IMAGE_SIZE = (480, 640)
 DEPTH_METRICS = ("d1", "d2", "d3", "abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog")
 
-DepthArray = Tensor | np.ndarray
 EvalCrop = bool | tuple[int, int, int, int] | list[int] | None
 
 
 def depth_metrics(
-    pred: DepthArray,
-    target: DepthArray,
+    pred: MapArray,
+    target: MapArray,
     eval_crop: EvalCrop = None,
     min_depth: float = 1e-3,
     max_depth: float = 10.0,
@@ -47,8 +49,8 @@ def depth_metrics(
 
 
 def depth_metrics_per_image(
-    pred: DepthArray,
-    target: DepthArray,
+    pred: MapArray,
+    target: MapArray,
     eval_crop: EvalCrop = None,
     min_depth: float = 1e-3,
     max_depth: float = 10.0,
@@ -60,11 +62,10 @@ def depth_metrics_per_image(
     """
     if not 0 < min_depth < max_depth:
         raise ValueError(f"need 0 < min_depth < max_depth, got min_depth={min_depth}, max_depth={max_depth}.")
-    pred, target = _as_batch(pred, "pred"), _as_batch(target, "target")
-    if pred.shape != target.shape:
-        raise ValueError(f"pred and target must have one shape, got {tuple(pred.shape)} and {tuple(target.shape)}.")
+    hint = "millimetres are `{name} / 1000.0`."
+    pred, target = (x.float() for x in paired_batches(pred, target, "H, W", "floating-point metres", hint))
     top, bottom, left, right = _crop_edges(eval_crop, (target.shape[1], target.shape[2]))
-    pred = pred.to(target.device)[:, top:bottom, left:right]
+    pred = pred[:, top:bottom, left:right]
     pred = torch.where(pred.isinf(), max_depth, pred)
     pred = torch.where(pred.isnan(), min_depth, pred)
     target = target[:, top:bottom, left:right]
@@ -88,7 +89,7 @@ class DepthMetricAccumulator:
         self.num_images = 0
         self._sums = dict.fromkeys(DEPTH_METRICS, 0.0)
 
-    def update(self, pred: DepthArray, target: DepthArray) -> None:
+    def update(self, pred: MapArray, target: MapArray) -> None:
         """Add the images of one batch, (H, W) or (B, H, W) metres; batches may differ in image size."""
         for metrics in depth_metrics_per_image(pred, target, self.eval_crop, self.min_depth, self.max_depth):
             # d1 is NaN only without any valid pixel; rmse_log may be NaN for negative predictions, and must stay so.
@@ -112,6 +113,13 @@ class DepthMetricAccumulator:
         return {name: total / self.num_images for name, total in self._sums.items()}
 
 
+def mean_depth_metrics(per_image: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over the images that have a valid pixel, of what `depth_metrics_per_image` gives; NaN where none has."""
+    # d1 is NaN only without any valid pixel; other metrics may be NaN for themselves, and must stay so.
+    valid = [metrics for metrics in per_image if not math.isnan(metrics["d1"])]
+    return {name: float(np.mean([row[name] for row in valid])) if valid else math.nan for name in DEPTH_METRICS}
+
+
 def _metrics_of_pixels(pred: Tensor, target: Tensor) -> dict[str, float]:
     if target.numel() == 0:
         return dict.fromkeys(DEPTH_METRICS, math.nan)
@@ -130,18 +138,6 @@ def _metrics_of_pixels(pred: Tensor, target: Tensor) -> dict[str, float]:
         "silog": (log_difference.square().mean() - 0.5 * log_difference.mean().square()).sqrt(),
     }
     return {name: value.item() for name, value in values.items()}
-
-
-def _as_batch(depth: DepthArray, name: str) -> Tensor:
-    if not isinstance(depth, (Tensor, np.ndarray)):
-        raise TypeError(f"{name} must be a torch tensor or NumPy array, got {type(depth).__name__}.")
-    tensor = torch.as_tensor(depth)
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be floating-point metres, got {depth.dtype}; millimetres are `{name} / 1000.0`.")
-    if tensor.ndim not in (2, 3):
-        raise ValueError(f"{name} must be (H, W) or (B, H, W), got {tuple(tensor.shape)}.")
-    tensor = tensor.detach().to(torch.float32)
-    return tensor if tensor.ndim == 3 else tensor[None]
 
 
 def _crop_edges(eval_crop: EvalCrop, size: tuple[int, int]) -> tuple[int, int, int, int]:
