@@ -27,11 +27,11 @@ def write_frame(folder: Path, number: int, depth: np.ndarray | None = None) -> N
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Seven training frames of two scenes and two test frames, with a label map that no one asked for."""
+    """Seven training frames of two scenes and two test frames."""
     root = tmp_path / "nyu"
     for number in range(7):
         write_frame(root / "sync" / ("kitchen_0001" if number < 3 else "attic_0002"), number)
-    Image.new("L", (WIDTH, HEIGHT)).save(root / "sync" / "attic_0002" / "labels40_00003.png")
+    Image.new("L", (WIDTH, HEIGHT)).save(root / "sync" / "attic_0002" / "labels13_00003.png")
     for number in (11, 12):
         write_frame(root / "official_splits" / "test" / "bathroom", number)
     return root
@@ -55,6 +55,7 @@ def test_rows_are_the_files(load, root: Path) -> None:
     names += [f"sync/kitchen_0001/rgb_{i:05d}.jpg" for i in range(3)]
     assert splits["train"]["name"][:] == names
     assert splits["test"]["scene"][:] == ["bathroom"] * 2
+    assert splits["train"].column_names == splits["test"].column_names == ["image", "depth", "scene", "name"]
     for row in [*splits["train"], *splits["test"]]:
         path = root / row["name"]
         assert row["scene"] == path.parent.name

@@ -18,6 +18,8 @@ from transformers_ait.data import (
 from transformers_ait.data.rooms_casting import View, cast
 from transformers_ait.data.rooms_furniture import Primitive, plain, rotation_about
 from transformers_ait.data.rooms_scene import sample_scene
+from transformers_ait.image_inputs_ait import native_map
+from transformers_ait.map_kinds_ait import MAP_KINDS
 
 SIZE = {"height": 96, "width": 128}
 
@@ -274,6 +276,24 @@ def test_rows_hold_the_rendered_frame(rooms: datasets.DatasetDict) -> None:
         for bbox, item in zip(row["objects"]["bbox"], frame.objects, strict=True):
             x0, y0, x1, y1 = item.box
             assert bbox == [x0, y0, x1 - x0, y1 - y0]
+
+
+def test_columns_are_maps_of_their_kinds(rooms: datasets.DatasetDict) -> None:
+    seen = set()
+    for row in rooms["train"]:
+        labels = native_map(row["semantic"], MAP_KINDS["classes"], "semantic")
+        MAP_KINDS["classes"].check(labels[None], len(SYNTHETIC_ROOMS_SEMANTIC_CLASSES), "semantic")
+        seen |= {SYNTHETIC_ROOMS_SEMANTIC_CLASSES[label] for label in labels.unique()}
+        stored = np.array(row["normals"]) / 127.5 - 1
+        np.testing.assert_allclose(np.linalg.norm(stored, axis=-1), 1, atol=0.0075)
+        normals = native_map(row["normals"], MAP_KINDS["normals"], "normals").numpy()
+        camera, upwards = row["camera"], np.array(row["camera"]["pose"])[2, :3]
+        v, u = np.mgrid[: normals.shape[1], : normals.shape[2]]
+        directions = np.stack([(u - camera["cx"]) / camera["fx"], (v - camera["cy"]) / camera["fy"], np.ones(u.shape)])
+        assert ((normals * directions).sum(0) < 0.03).all(), "x right, y down, z ahead, towards the camera"
+        floor = (labels == SYNTHETIC_ROOMS_SEMANTIC_CLASSES.index("floor")).numpy()
+        assert (upwards @ normals[:, floor] > 0.99).all() and upwards[1] < 0
+    assert {"wall", "floor", "other"} < seen and len(seen) > 12
 
 
 def test_rows_embed_their_pictures(rooms: datasets.DatasetDict) -> None:

@@ -2,6 +2,8 @@
 
 from . import coco_instances, nyu_depth_v2, synthetic_rooms
 from .coco_instances import COCOInstances, COCOInstancesConfig
+from .depth_normals import Pinhole, normals_from_depth
+from .nyu_classes import NYU40_CLASSES
 from .nyu_depth_v2 import NYUDepthV2, NYUDepthV2Config
 from .registration import register_builder
 from .rooms_render import RoomCamera, RoomFrame, RoomObject, render_room
@@ -13,16 +15,19 @@ register_builder("nyu_depth_v2", nyu_depth_v2, nyu_depth_v2.CODE_HASH)
 register_builder("coco_instances", coco_instances, coco_instances.CODE_HASH)
 
 __all__ = [
+    "NYU40_CLASSES",
     "SYNTHETIC_ROOMS_CLASSES",
     "SYNTHETIC_ROOMS_SEMANTIC_CLASSES",
     "COCOInstances",
     "COCOInstancesConfig",
     "NYUDepthV2",
     "NYUDepthV2Config",
+    "Pinhole",
     "RoomCamera",
     "RoomFrame",
     "RoomObject",
     "RoomsConfig",
     "SyntheticRooms",
+    "normals_from_depth",
     "render_room",
 ]

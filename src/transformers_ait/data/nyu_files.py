@@ -1,9 +1,9 @@
-"""Frames of NYU Depth v2 in the usual folder layout, and checks of their depth maps."""
+"""Frames of NYU Depth v2 in the usual folder layout, and checks of their depth maps and labels."""
 
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,8 @@ from .image_files import (
     require_complete_images,
     require_files,
 )
+from .nyu_camera import require_camera_size
+from .nyu_classes import semantic_array
 
 SPLIT_FOLDERS = {"train": "sync", "test": "official_splits/test"}
 RGB_NAME = re.compile(r"rgb_([^/]+)\.jpg")
@@ -31,10 +33,15 @@ LARGEST_METRES = 20
 
 @dataclass(frozen=True)
 class FrameFiles:
-    """One frame; paths relative to the root folder, with "/"."""
+    """One frame; paths relative to the root folder, with "/"; `labels` is None where its split has no labels."""
 
     image: str
     depth: str
+    labels: str | None = None
+
+    def paths(self) -> tuple[str, ...]:
+        """All its files."""
+        return (self.image, self.depth) if self.labels is None else (self.image, self.depth, self.labels)
 
 
 @dataclass(frozen=True)
@@ -46,14 +53,15 @@ class NYUFiles:
 
 
 def find_files(root: str, lists: dict[str, str]) -> NYUFiles:
-    """All frames below a folder.
+    """All frames below a folder; those of a split have labels if `labels40_*.png` lie beside all of its images.
 
     Args:
         root: folder that holds `sync` and `official_splits`.
         lists: list file by split, for splits that shall hold only the frames of a list.
 
     Raises:
-        FileNotFoundError: if a list, an image or a depth map is missing, or there is no frame at all.
+        FileNotFoundError: if a list, an image or a depth map is missing, if only some frames of a split have labels, or
+            if there is no frame at all.
         ValueError: if a list is empty or a line of it is not understood.
     """
     frames: dict[str, list[FrameFiles]] = {}
@@ -87,8 +95,26 @@ def _paired(root: str, folder: str) -> tuple[list[FrameFiles], dict[str, Stamp]]
     missing += [f"{scene}/rgb_{number}.jpg" for scene, number in keys if (scene, number) not in images]
     fix = "Every rgb_*.jpg needs its sync_depth_*.png, and the other way round: copy them, or name the frames in a list"
     require_files(missing, 2 * len(keys), root, fix)
-    frames = [FrameFiles(images[key], depths[key]) for key in keys]
-    return frames, {path: listing[path] for frame in frames for path in (frame.image, frame.depth)}
+    frames = _with_labels(root, [FrameFiles(images[key], depths[key]) for key in keys], listing)
+    return frames, {path: listing[path] for frame in frames for path in frame.paths()}
+
+
+def _with_labels(root: str, frames: list[FrameFiles], listing: dict[str, Stamp]) -> list[FrameFiles]:
+    """The frames of a split with their label files, where it has any."""
+    paths = [_labels_path(frame.image) for frame in frames]
+    missing = [path for path in paths if path not in listing]
+    if len(missing) == len(paths):
+        return frames
+    fix = (
+        "A split has labels for all of its frames or for none: copy them, name the frames in a list, or move them away"
+    )
+    require_files(missing, len(paths), root, fix)
+    return [replace(frame, labels=path) for frame, path in zip(frames, paths, strict=True)]
+
+
+def _labels_path(image: str) -> str:
+    folder, slash, name = image.rpartition("/")
+    return f"{folder}{slash}labels40_{os.path.splitext(name)[0].removeprefix('rgb_')}.png"
 
 
 def read_list(path: str) -> list[FrameFiles]:
@@ -120,39 +146,64 @@ def _listed(root: str, folder: str, list_file: str) -> tuple[list[FrameFiles], d
         inside = [FrameFiles(f"{folder}/{frame.image}", f"{folder}/{frame.depth}") for frame in frames]
         if any(os.path.isfile(os.path.join(root, frame.image)) for frame in inside[:100]):
             frames = inside
-    paths = [path for frame in frames for path in (frame.image, frame.depth)]
+    paths = [path for frame in frames for path in frame.paths()]
     listing: dict[str, Stamp] = {}
     for parent in sorted({path.rpartition("/")[0] for path in paths}):
         listing.update(list_files(root, parent, recursive=False))
     missing = [path for path in paths if path not in listing]
     require_files(missing, len(paths), root, f"They stand in {list_file}, whose paths must start at data_dir")
-    return frames, {path: listing[path] for path in paths}
+    frames = _with_labels(root, frames, listing)
+    return frames, {path: listing[path] for frame in frames for path in frame.paths()}
 
 
-def check_frames(root: str, frames: Sequence[FrameFiles], whole: bool) -> None:
+def check_frames(root: str, frames: Sequence[FrameFiles], whole: bool, normals: bool = False) -> None:
     """Look at the files before any time is spent on them.
 
     Args:
         root: folder that the paths are relative to.
         frames: frames of one split.
         whole: whether to look for truncation in every file, not only in a sample.
+        normals: whether normals will be computed from depth.
 
     Raises:
         OSError: if a file cannot be decoded.
-        ValueError: if depth maps are not 16-bit millimetres, or not of their image's size.
+        ValueError: if depth maps are not 16-bit millimetres, labels are not 8-bit class ids, one of them is not of its
+            image's size, or normals are asked for and the camera is not known at this size.
     """
     if whole:
-        require_complete_images([os.path.join(root, path) for frame in frames for path in (frame.image, frame.depth)])
+        require_complete_images([os.path.join(root, path) for frame in frames for path in frame.paths()])
     depths = {}
     for frame in evenly_spaced(frames):
         image, depth = (load_image(os.path.join(root, path)) for path in (frame.image, frame.depth))
         depths[frame.depth] = depth_array(depth, frame.depth)
-        if image.size != depth.size:
-            raise ValueError(
-                f"{frame.image} is {image.width} x {image.height} but {frame.depth} is {depth.width} x {depth.height}: "
-                "depth must be aligned with its image, pixel by pixel"
-            )
+        _require_size(frame.depth, depth.size, frame.image, image.size)
+        if frame.labels is not None:
+            read_labels(root, frame)
+        if normals:
+            require_camera_size(depths[frame.depth], frame.depth)
     require_millimetres(depths)
+
+
+def read_labels(root: str, frame: FrameFiles) -> np.ndarray:
+    """Class ids (H, W) of a frame that has labels; see `semantic_array`.
+
+    Raises:
+        OSError: if a file cannot be decoded.
+        ValueError: if the labels are not of the image's size, or no 8-bit class ids.
+    """
+    name = str(frame.labels)
+    labels = load_image(os.path.join(root, name))
+    with Image.open(os.path.join(root, frame.image)) as image:
+        _require_size(name, labels.size, frame.image, image.size)
+    return semantic_array(labels, name)
+
+
+def _require_size(name: str, size: tuple[int, int], image: str, expected: tuple[int, int]) -> None:
+    if size != expected:
+        raise ValueError(
+            f"{image} is {expected[0]} x {expected[1]} but {name} is {size[0]} x {size[1]}: depth and labels must be "
+            "aligned with their image, pixel by pixel"
+        )
 
 
 def depth_array(depth: Image.Image, name: str) -> np.ndarray:

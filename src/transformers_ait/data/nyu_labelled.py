@@ -131,7 +131,7 @@ def _scene(file: Any, number: int) -> str:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 or (H, W) uint16 to the bytes of a PNG file."""
+    """(H, W, 3) uint8, (H, W) uint8 or (H, W) uint16 to the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

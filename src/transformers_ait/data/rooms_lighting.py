@@ -20,19 +20,22 @@ SHADOW_MAP_REACH = 2.2  # tangent of half the shadow map's field of view
 CONTACT_REACH = 0.25  # metres over which a thing darkens the floor or wall it touches
 
 
-def _surface(part: Primitive, local: Array) -> tuple[Array, Array, Array]:
+def _surface(part: Primitive, local: Array, eye: Array) -> tuple[Array, Array, Array]:
     """Local unit-shape normals (3, N), before the inverse scaling, and surface coordinates u and v in metres.
 
     Args:
         part: the primitive.
         local: (3, N) surface points in its unit frame.
+        eye: (3,) the camera in that frame.
     """
     half = part.half.astype(np.float32)[:, None]
     metric = local * half
+    # On an edge, rounding must not pick a face that the camera does not see.
+    seen = np.sign(local) * eye[:, None] > 1
     if part.shape == "ellipsoid":
         return local / half, np.arctan2(metric[1], metric[0]) * half[0], metric[2]
     if part.shape == "box":
-        face = np.abs(local).argmax(0)
+        face = np.where(seen, np.abs(local), 0).argmax(0)
         u, v = np.where(face == 0, metric[1], metric[0]), np.where(face == 2, metric[1], metric[2])
         outside = np.zeros_like(local)
         columns = np.arange(local.shape[1])
@@ -42,7 +45,7 @@ def _surface(part: Primitive, local: Array) -> tuple[Array, Array, Array]:
         return outside, u, v
     k = np.float32(part.taper)
     radius = 1 + k * local[2]
-    cap = np.abs(np.abs(local[2]) - 1) < np.abs(np.hypot(local[0], local[1]) - radius)
+    cap = seen[2] & (np.abs(np.abs(local[2]) - 1) < np.abs(np.hypot(local[0], local[1]) - radius))
     side = np.stack([local[0], local[1], -k * radius]) / half
     outside = np.where(cap, np.stack([0 * radius, 0 * radius, np.sign(local[2])]), side)
     u = np.where(cap, metric[0], np.arctan2(local[1], local[0]) * half[0])
@@ -66,7 +69,7 @@ class Surfaces:
     glow: Array
 
 
-def shade_surfaces(parts: list[Primitive], ids: Array, points: Array, depth: Array, focal: float) -> Surfaces:
+def shade_surfaces(parts: list[Primitive], ids: Array, points: Array, depth: Array, view: View) -> Surfaces:
     """Normals and materials of the surface points seen.
 
     Args:
@@ -74,7 +77,7 @@ def shade_surfaces(parts: list[Primitive], ids: Array, points: Array, depth: Arr
         ids: (N,) which of them each pixel sees.
         points: (3, N) world points.
         depth: (N,) depth.
-        focal: focal length in pixels, against aliasing of the textures.
+        view: the camera.
     """
     order = np.argsort(ids, kind="stable")
     starts = np.searchsorted(ids[order], np.arange(len(parts) + 1))
@@ -83,11 +86,12 @@ def shade_surfaces(parts: list[Primitive], ids: Array, points: Array, depth: Arr
     gloss, glow = np.zeros_like(depth), np.zeros_like(depth)
     for number in np.flatnonzero(np.diff(starts)):
         part, pixels = parts[number], slice(starts[number], starts[number + 1])
-        offset = grouped[:, pixels] - part.center.astype(np.float32)[:, None]
-        outside, u, v = _surface(part, unit_frame(part) @ offset)
+        frame, center = unit_frame(part), part.center.astype(np.float32)
+        offset = grouped[:, pixels] - center[:, None]
+        outside, u, v = _surface(part, frame @ offset, frame @ (view.position - center))
         outside = part.axes.astype(np.float32) @ outside
         normals[:, pixels] = outside / np.sqrt((outside * outside).sum(0))
-        colors[:, pixels] = albedo(part.material, u, v, grouped_depth[pixels], focal)
+        colors[:, pixels] = albedo(part.material, u, v, grouped_depth[pixels], view.focal)
         gloss[pixels], glow[pixels] = part.material.gloss, part.material.glow
     back = np.empty_like(order)
     back[order] = np.arange(len(order))

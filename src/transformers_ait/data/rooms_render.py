@@ -152,7 +152,7 @@ def render_room(index: int, *, height: int = 240, width: int = 320, seed: int = 
     cast(view, scene.parts, depth, ids, first_id=len(scene.shell))
     rays = np.stack([ray.ravel() for ray in view.rays(slice(None), slice(None), view.rotation)])
     points = view.position[:, None] + rays * depth.ravel()
-    surfaces = shade_surfaces([*scene.shell, *scene.parts], ids.ravel(), points, depth.ravel(), view.focal)
+    surfaces = shade_surfaces([*scene.shell, *scene.parts], ids.ravel(), points, depth.ravel(), view)
     radiance = illuminate(scene, view, points, surfaces, ids < len(scene.shell))
     rng = np.random.default_rng([int(seed), int(index), 1])
     image = develop_image(radiance.reshape(3, height, width), rng)
