@@ -12,24 +12,26 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 
-from transformers_ait.data import RoomFrame, render_room
-from transformers_ait.data.augmentation_depth import (
+from transformers_ait.data import SYNTHETIC_ROOMS_SEMANTIC_CLASSES, RoomFrame, render_room
+from transformers_ait.data.augmentation_dense import (
     RandomBrightnessContrast,
-    RandomDepthStrip,
     RandomGamma,
     RandomHueSaturationValue,
+    dense_training_transform,
 )
 from transformers_ait.data.augmentation_instance import instance_training_transform
 from transformers_ait.data.mask_crops import box_crop
 from transformers_ait.data.patch_mask import RandomPatchMask
-from transformers_ait.visualization import colorize_depth, draw_instances
+from transformers_ait.map_kinds_ait import IGNORED_CLASS, MAP_KINDS
+from transformers_ait.visualization import colorize_map, draw_instances
 
 ROOM = 2_000_000_029
 SIDE = 240  # pixels of the windows and of the image's height
 DEPTH_RANGE = (0.0, 6.0)  # metres shown
+KINDS = {name: MAP_KINDS[name] for name in ("depth", "normals", "classes")}
 Tile = tuple[str, np.ndarray]
+Sample = tuple[Tensor, dict[str, Tensor]]
 
 
 def pixels(image: Tensor) -> np.ndarray:
@@ -37,29 +39,44 @@ def pixels(image: Tensor) -> np.ndarray:
     return (image.as_subclass(Tensor).permute(1, 2, 0) * 255).round().byte().numpy()
 
 
-def depth_pictures(depth: Tensor) -> np.ndarray:
-    """Colours of a depth map (1, H, W); holes are grey."""
-    return np.asarray(colorize_depth(depth[0].as_subclass(Tensor), *DEPTH_RANGE))
+def map_picture(name: str, native: Tensor) -> np.ndarray:
+    """Colours of a native map; holes are grey."""
+    low, high = DEPTH_RANGE if name == "depth" else (None, None)
+    return np.asarray(colorize_map(native, name, SYNTHETIC_ROOMS_SEMANTIC_CLASSES, low, high))
 
 
-def depth_tiles(frame: RoomFrame) -> list[list[Tile]]:
-    """Two rows: the image under each augmentation, and the depth map beside it."""
+def masked(image: Tensor, maps: dict[str, Tensor]) -> Sample:
+    """The maps as the tokenizer of each gets them, under one mask."""
+    classes = len(SYNTHETIC_ROOMS_SEMANTIC_CLASSES)
+    forms = [tv_tensors.Mask(KINDS[name].to_tokenizer(native[None], classes)[0]) for name, native in maps.items()]
+    depth, normals, scores = (x.as_subclass(Tensor) for x in RandomPatchMask(16, 0.5)(*forms))
+    ids = torch.where((scores > 0).any(0), scores.argmax(0), IGNORED_CLASS)
+    return image, {"depth": depth[0], "normals": normals, "classes": ids}
+
+
+def dense_tiles(frame: RoomFrame) -> list[list[Tile]]:
+    """A row of the image under each augmentation, and one of each map below it."""
     image = tv_tensors.Image(torch.from_numpy(frame.image).permute(2, 0, 1).float() / 255)
-    depth = tv_tensors.Mask(torch.from_numpy(frame.depth)[None])
-    steps: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-        "as it is": lambda *pair: pair,
-        "depth strip": RandomDepthStrip(1.0),
-        "flip": v2.RandomHorizontalFlip(1.0),
-        "crop": v2.RandomCrop(SIDE - 60),
-        "brightness, contrast": RandomBrightnessContrast(0.4, 0.4),
-        "gamma": RandomGamma(0.5, 0.6),
-        "hue, saturation, value": RandomHueSaturationValue(),
-        "patch mask (tokenizer)": lambda image, depth: (image, RandomPatchMask(16, 0.5)(depth)),
+    maps = {
+        "depth": torch.from_numpy(frame.depth),
+        "normals": torch.from_numpy(frame.normals).permute(2, 0, 1),
+        "classes": torch.from_numpy(frame.semantic),
     }
-    moved = {name: step(image, depth) for name, step in steps.items()}
+    image, maps = dense_training_transform(SIDE, KINDS, 0, 0, 0)(image, maps)
+    steps: dict[str, Callable[..., Sample]] = {
+        "as it is": lambda *pair: pair,
+        "depth strip": dense_training_transform(SIDE, KINDS, 1, 0, 0),
+        "flip": dense_training_transform(SIDE, KINDS, 0, 1, 0),
+        "crop, scale 1.5": dense_training_transform(SIDE, KINDS, 0, 0, 0, scale=(1.5, 1.5)),
+        "brightness, contrast": lambda image, maps: (RandomBrightnessContrast(0.4, 0.4)(image), maps),
+        "gamma": lambda image, maps: (RandomGamma(0.5, 0.6)(image), maps),
+        "hue, saturation, value": lambda image, maps: (RandomHueSaturationValue()(image), maps),
+        "patch mask (tokenizers)": masked,
+    }
+    moved = {name: step(image, maps) for name, step in steps.items()}
     return [
         [(name, pixels(pair[0])) for name, pair in moved.items()],
-        [("", depth_pictures(pair[1])) for pair in moved.values()],
+        *([("", map_picture(name, pair[1][name])) for pair in moved.values()] for name in KINDS),
     ]
 
 
@@ -109,7 +126,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(1)
     frame = render_room(ROOM, height=SIDE, width=SIDE * 4 // 3)
-    draw([*depth_tiles(frame), *instance_tiles(frame)], arguments.output)
+    draw([*dense_tiles(frame), *instance_tiles(frame)], arguments.output)
     print(f"wrote {arguments.output}")
 
 

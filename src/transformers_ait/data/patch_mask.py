@@ -1,4 +1,8 @@
-"""Mask augmentation of the VQ-VAE's input: an exact share of square patches is set to 0 (AiT, arXiv 2301.02229)."""
+"""Mask augmentation of the VQ-VAE's input: an exact share of square patches is set to 0 (AiT, arXiv 2301.02229).
+
+The input is a map in tokenizer form (C, H, W). There 0 means invalid, or, of real values, what a network sees of a
+pixel without a value.
+"""
 
 import math
 from typing import Any
@@ -44,6 +48,7 @@ class RandomPatchMask(v2.Transform):
         return {"kept": F.interpolate(kept.view(1, 1, rows, columns), scale_factor=float(size))[0, 0]}
 
     def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
-        """Apply the mask to (..., H, W)."""
-        masked = inpt * params["kept"].to(inpt)
+        """Apply the mask to (..., H, W), all channels alike."""
+        # Not a product: NaN marks pixels without a value, and NaN * 0 is NaN.
+        masked = torch.where(params["kept"].to(inpt.device) > 0, inpt, 0)
         return tv_tensors.wrap(masked, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else masked
