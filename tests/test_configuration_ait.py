@@ -111,7 +111,7 @@ def test_number_of_classes(tiny_config, tmp_path):
         ({"tasks": "depth"}, "tasks"),
         ({"default_task": "instance"}, r"default_task must be one of tasks \['depth'\], got 'instance'"),
         ({"image_size": 36}, "image_size must be a multiple of feature_stride 8, got 36"),
-        ({"image_size": 24}, "depth_tokenizer_config.image_size .*must not exceed"),
+        ({"image_size": 24}, "image_size of the depth tokenizer must not exceed"),
         ({"feature_stride": 16}, "feature_stride must be 8, .*got 16"),
         (
             {"num_depth_codes": 128},

@@ -14,7 +14,7 @@ from transformers_ait.decoding_tokens import (
     nucleus_choice,
 )
 from transformers_ait.modeling_token_decoder import DecodingBlock
-from transformers_ait.sequence_ait import TokenStep, depth_grammar, object_grammar
+from transformers_ait.sequence_ait import TokenStep, map_grammar, object_grammar
 
 TASK = 2
 LENGTH = 16
@@ -62,7 +62,7 @@ def decode_without_cache(decoder, memory, grammar, temperature=1.0):
 @pytest.mark.parametrize("soft", [True, False])
 @torch.no_grad()
 def test_cached_decoding_equals_recomputing_everything(decoder, vocabulary, memory, soft):
-    grammar = depth_grammar(vocabulary, LENGTH, soft)
+    grammar = map_grammar(vocabulary.depth_codes, LENGTH, soft)
     decoded = decode_autoregressively(decoder, memory, TASK, grammar)
     sequences, logits = decode_without_cache(decoder, memory, grammar)
     actual = torch.stack(decoded.step_logits, 1)
@@ -70,7 +70,7 @@ def test_cached_decoding_equals_recomputing_everything(decoder, vocabulary, memo
     assert (actual - logits).abs().max() < 1e-4
     assert torch.equal(decoded.sequences, sequences)
     # Planted errors: the other kind of feedback, and another temperature.
-    other = decode_without_cache(decoder, memory, depth_grammar(vocabulary, LENGTH, not soft))[1]
+    other = decode_without_cache(decoder, memory, map_grammar(vocabulary.depth_codes, LENGTH, not soft))[1]
     assert (other - logits)[:, 1:].abs().max() > 1e-2
     if soft:
         assert (decode_without_cache(decoder, memory, grammar, temperature=0.8)[1] - logits).abs().max() > 1e-3
@@ -87,7 +87,7 @@ def test_every_id_is_in_its_allowed_range(decoder, vocabulary, memory):
 
 @torch.no_grad()
 def test_batched_equals_single(decoder, vocabulary, memory):
-    grammar = depth_grammar(vocabulary, LENGTH, soft=True)
+    grammar = map_grammar(vocabulary.depth_codes, LENGTH, soft=True)
     batched = torch.stack(decode_autoregressively(decoder, memory, TASK, grammar).step_logits, 1)
     single = [torch.stack(decode_autoregressively(decoder, row[None], TASK, grammar).step_logits, 1) for row in memory]
     assert (batched - torch.cat(single)).abs().max() < 1e-4
@@ -95,7 +95,7 @@ def test_batched_equals_single(decoder, vocabulary, memory):
 
 @torch.no_grad()
 def test_teacher_forced_logits_equal_stepwise_ones_under_hard_feedback(decoder, vocabulary, memory):
-    grammar = depth_grammar(vocabulary, LENGTH, soft=False)
+    grammar = map_grammar(vocabulary.depth_codes, LENGTH, soft=False)
     decoded = decode_autoregressively(decoder, memory, TASK, grammar)
     tokens = decoder.token_embeddings[decoded.sequences[:, :-1]]
     forced = decoder.logits(decoder(decoder.inputs(tokens, TASK), memory), vocabulary.depth_codes.rows)
@@ -109,8 +109,8 @@ def test_teacher_forced_logits_equal_stepwise_ones_under_hard_feedback(decoder, 
 def test_one_parallel_pass_equals_one_step_after_the_other(tiny_model, memory):
     model = tiny_model(parallel=True)
     decoder, vocabulary = model.model.decoder, model.config.vocabulary
-    grammar = depth_grammar(vocabulary, LENGTH, soft=False)
-    decoded = decode_in_parallel(decoder, memory, TASK, grammar)
+    grammar = map_grammar(vocabulary.depth_codes, LENGTH, soft=False)
+    decoded = decode_in_parallel(decoder, memory, [DecodingRequest(TASK, grammar)])[0]
     cache = decoder.start_cache(memory, LENGTH)
     for i in range(LENGTH):
         token = decoder.task_embeddings[TASK, 0] if i == 0 else decoder.mask_embedding[0, 0]
@@ -132,7 +132,7 @@ def test_rival_is_reported_last_and_never_chosen(decoder, vocabulary, memory):
 
 
 def test_results_are_ordinary_tensors(decoder, vocabulary, memory):
-    decoded = decode_autoregressively(decoder, memory, TASK, depth_grammar(vocabulary, 3, soft=True))
+    decoded = decode_autoregressively(decoder, memory, TASK, map_grammar(vocabulary.depth_codes, 3, soft=True))
     factor = torch.ones((), requires_grad=True)
     (factor * decoded.step_logits[0]).square().sum().backward()  # refused for tensors made in inference mode
     assert factor.grad > 0
@@ -141,7 +141,7 @@ def test_results_are_ordinary_tensors(decoder, vocabulary, memory):
 
 @torch.no_grad()
 def test_autocast_does_not_change_the_decoding(decoder, vocabulary, memory):
-    grammar = depth_grammar(vocabulary, LENGTH, soft=True)
+    grammar = map_grammar(vocabulary.depth_codes, LENGTH, soft=True)
     expected = torch.stack(decode_autoregressively(decoder, memory, TASK, grammar).step_logits)
     with torch.autocast("cpu", torch.bfloat16):
         actual = torch.stack(decode_autoregressively(decoder, memory, TASK, grammar).step_logits)
@@ -188,7 +188,7 @@ def test_sampling_depends_on_the_seed_alone_not_on_neighbours(decoder, vocabular
 def requests(vocabulary):
     """Sequences of two tasks and three lengths, the longest in the middle."""
     return [
-        DecodingRequest(2, depth_grammar(vocabulary, LENGTH, soft=True)),
+        DecodingRequest(2, map_grammar(vocabulary.depth_codes, LENGTH, soft=True)),
         DecodingRequest(1, object_grammar(vocabulary, 2, 5 + 4, soft=True), 0.9, torch.Generator().manual_seed(0)),
         DecodingRequest(0, object_grammar(vocabulary, 1, 5, soft=False), 0.9, torch.Generator().manual_seed(1)),
     ]
@@ -282,8 +282,8 @@ def replaying(monkeypatch):
 
 def grammars(vocabulary):
     return {
-        "depth soft": depth_grammar(vocabulary, LENGTH, soft=True),
-        "depth hard": depth_grammar(vocabulary, LENGTH, soft=False),
+        "depth soft": map_grammar(vocabulary.depth_codes, LENGTH, soft=True),
+        "depth hard": map_grammar(vocabulary.depth_codes, LENGTH, soft=False),
         "instances": object_grammar(vocabulary, 2, 5 + 4, soft=True),
     }
 
@@ -306,7 +306,7 @@ def test_replayed_steps_equal_plain_ones(decoder, vocabulary, memory, replaying,
 
 @torch.no_grad()
 def test_a_replay_that_sees_later_positions_would_be_noticed(decoder, vocabulary, memory, replaying, monkeypatch):
-    grammar = depth_grammar(vocabulary, LENGTH, soft=True)
+    grammar = map_grammar(vocabulary.depth_codes, LENGTH, soft=True)
     expected = torch.stack(decode_autoregressively(decoder, memory, TASK, grammar).step_logits)
     hidden = decoding_tokens.FixedShapePosition.hide_later
     monkeypatch.setattr(
@@ -318,7 +318,8 @@ def test_a_replay_that_sees_later_positions_would_be_noticed(decoder, vocabulary
 
 def test_cuda_graphs_need_cuda(decoder, vocabulary, memory):
     with pytest.raises(ValueError, match="cuda_graphs needs the model on a CUDA device, got cpu"):
-        decode_autoregressively(decoder, memory, TASK, depth_grammar(vocabulary, 3, soft=True), cuda_graphs=True)
+        grammar = map_grammar(vocabulary.depth_codes, 3, soft=True)
+        decode_autoregressively(decoder, memory, TASK, grammar, cuda_graphs=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -341,7 +342,7 @@ def test_the_loop_never_waits_for_the_device(decoder, vocabulary, memory):
 @torch.no_grad()
 def test_cuda_graphs_equal_plain_steps(decoder, vocabulary, memory, compiled):
     decoder, memory = decoder.cuda(), memory.cuda()
-    grammar = depth_grammar(vocabulary, LENGTH, soft=True)
+    grammar = map_grammar(vocabulary.depth_codes, LENGTH, soft=True)
     expected = decode_autoregressively(decoder, memory, TASK, grammar)
     actual = decode_autoregressively(decoder, memory, TASK, grammar, cuda_graphs=True, compiled=compiled)
     assert torch.equal(actual.sequences, expected.sequences)
@@ -367,7 +368,7 @@ def test_compiled_steps_equal_plain_ones(decoder, vocabulary, memory, monkeypatc
 @torch.no_grad()
 def test_compiling_for_real(decoder, vocabulary, memory):
     torch._dynamo.reset()
-    grammar = depth_grammar(vocabulary, LENGTH, soft=True)
+    grammar = map_grammar(vocabulary.depth_codes, LENGTH, soft=True)
     expected = decode_autoregressively(decoder, memory, TASK, grammar)
     actual = decode_autoregressively(decoder, memory, TASK, grammar, compiled=True)
     assert (torch.stack(actual.step_logits) - torch.stack(expected.step_logits)).abs().max() < 1e-4

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from transformers_ait import AiTModel
-from transformers_ait.losses_ait import scale_invariant_log_loss
+from transformers_ait.map_kinds_ait import scale_invariant_log_loss
 
 TOLERANCE = 1e-4
 

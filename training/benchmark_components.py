@@ -10,8 +10,8 @@ from benchmark_timing import Run, count_flops, interleave, matrix_product, milli
 
 from transformers_ait import AiTDepthImageProcessor, AiTForDenseAndInstancePrediction
 from transformers_ait.configuration_ait import TASK_IDS
-from transformers_ait.decoding_tokens import decode_autoregressively, decode_in_parallel
-from transformers_ait.sequence_ait import depth_grammar
+from transformers_ait.decoding_tokens import DecodingRequest, decode_in_parallel, decode_together
+from transformers_ait.sequence_ait import map_grammar
 
 PHOTO_SIZE = (480, 640)
 COMPONENTS = ("backbone", "encoder", "decode", "detokenize", "post-process")
@@ -22,8 +22,9 @@ def component_runs(model: AiTForDenseAndInstancePrediction, setting: Setting) ->
     """Every component on inputs of its own, and the whole of them, for one image."""
     config, decoder = model.config, model.model.decoder
     processor = AiTDepthImageProcessor(size={"height": config.image_size, "width": config.image_size})
-    grammar = depth_grammar(config.vocabulary, config.sequence_length("depth"), config.soft_feedback)
-    decode = decode_in_parallel if config.parallel else decode_autoregressively
+    grammar = map_grammar(config.vocabulary.depth_codes, config.sequence_length("depth"), config.soft_feedback)
+    requests = [DecodingRequest(TASK_IDS["depth"], grammar)]
+    decode = decode_in_parallel if config.parallel else decode_together
     image = setting.images(1, config.image_size, config.image_size)
     features = model.get_image_features(image)
     memory = model.model.encoder(features)
@@ -37,7 +38,7 @@ def component_runs(model: AiTForDenseAndInstancePrediction, setting: Setting) ->
     return {
         "backbone": lambda: model.get_image_features(image),
         "encoder": lambda: model.model.encoder(features),
-        "decode": lambda: torch.stack(decode(decoder, memory, TASK_IDS["depth"], grammar).step_logits, dim=1),
+        "decode": lambda: torch.stack(decode(decoder, memory, requests)[0].step_logits, dim=1),
         "detokenize": lambda: model.depth_tokenizer.decode_soft(grid),
         "post-process": lambda: processor.post_process_depth_estimation(outputs, [PHOTO_SIZE]),
         WHOLE: whole,

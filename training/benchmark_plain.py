@@ -34,8 +34,14 @@ from transformers_ait.conversion.plain import (
     plain_predict_depth,
     plain_start,
 )
-from transformers_ait.decoding_tokens import decode_autoregressively, decode_in_parallel, nucleus_choice
-from transformers_ait.sequence_ait import TokenStep, depth_grammar, object_grammar
+from transformers_ait.decoding_tokens import (
+    DecodingRequest,
+    decode_autoregressively,
+    decode_in_parallel,
+    decode_together,
+    nucleus_choice,
+)
+from transformers_ait.sequence_ait import TokenStep, map_grammar, object_grammar
 
 INSTANCE_MEMORY = 400  # positions of a 640 x 640 image at stride 32
 HEADER = ("what", "plain (A)", "ours (B)", "A / B", "floor", "deviation")
@@ -108,9 +114,10 @@ def object_decodes(setting: Setting) -> tuple[Run, Run, int]:
 def _decode(model: AiTForDenseAndInstancePrediction, memory: torch.Tensor) -> torch.Tensor:
     """Code logits (B, L, K) of our depth decode."""
     config = model.config
-    run = decode_in_parallel if config.parallel else decode_autoregressively
-    grammar = depth_grammar(config.vocabulary, config.sequence_length("depth"), config.soft_feedback)
-    return torch.stack(run(model.model.decoder, memory, TASK_IDS["depth"], grammar).step_logits, dim=1)
+    run = decode_in_parallel if config.parallel else decode_together
+    grammar = map_grammar(config.vocabulary.depth_codes, config.sequence_length("depth"), config.soft_feedback)
+    requests = [DecodingRequest(TASK_IDS["depth"], grammar)]
+    return torch.stack(run(model.model.decoder, memory, requests)[0].step_logits, dim=1)
 
 
 def compare_decodes(model: AiTForDenseAndInstancePrediction, setting: Setting) -> dict[str, Comparison]:

@@ -1,22 +1,26 @@
-"""Configurations: SwinV2 backbone, tokenizers and the whole task-solver."""
+"""Configurations: SwinV2 backbone, dense tasks and the whole task-solver."""
 
-import math
+from collections.abc import Iterable
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .configuration_dense_tasks import (
+    DENSE_TOKENIZERS,
+    OBJECT_TASKS,
+    TASK_IDS,
+    AiTDenseTaskConfig,
+    dense_task,
+    resolve_sub_config,
+    task_rows,
+)
 from .configuration_token_decoder import AiTTokenDecoderConfig
-from .token_vocabulary import TokenVocabulary
+from .configuration_tokenizers import AiTBinTokenizerConfig, AiTVQVAEConfig, require_positive
+from .token_vocabulary import DEPTH_TASK, TokenVocabulary
 
-TOKENIZERS = {
-    "depth_tokenizer_config": ("ait_vqvae", "ait_bin_tokenizer"),
-    "mask_tokenizer_config": ("ait_vqvae",),
-}
 BIAS_CACHES = ("off", "compact", "full")
-TASK_IDS = {"detection": 0, "instance": 1, "depth": 2}
-
 _COCO_CLASS_NAMES = (
     "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign "
     "parking_meter bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag "
@@ -27,14 +31,6 @@ _COCO_CLASS_NAMES = (
     "toothbrush"
 )
 COCO_CLASSES = tuple(name.replace("_", " ") for name in _COCO_CLASS_NAMES.split())
-
-
-def _require_positive(config: object, *names: str) -> None:
-    """Raise a ValueError for a size, or a sequence of sizes, that is not at least 1."""
-    for name in names:
-        value = getattr(config, name)
-        if min(value if isinstance(value, list | tuple) else [value], default=0) < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
 @strict
@@ -83,7 +79,7 @@ class AiTSwinV2Config(PreTrainedConfig):
 
     def validate_stages(self):
         """Every per-stage sequence must describe the same number of stages, with widths that the heads divide."""
-        _require_positive(self, "num_channels", "patch_size", "embed_dim", "depths", "num_heads", "window_sizes")
+        require_positive(self, "num_channels", "patch_size", "embed_dim", "depths", "num_heads", "window_sizes")
         for name in ("num_heads", "window_sizes", "pretrained_window_sizes", "shift_windows"):
             if len(getattr(self, name)) != len(self.depths):
                 raise ValueError(
@@ -106,129 +102,6 @@ class AiTSwinV2Config(PreTrainedConfig):
         return self.embed_dim * 2 ** (len(self.depths) - 1)
 
 
-class _SquareGrid:
-    """What every tokenizer configuration derives from its image size and downsample ratio."""
-
-    image_size: int
-    downsample_ratio: int
-
-    @property
-    def grid_size(self) -> int:
-        """Side of the square grid of tokens."""
-        return self.image_size // self.downsample_ratio
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of one depth map or mask."""
-        return self.grid_size**2
-
-    def validate_grid(self):
-        """The image must be a whole number of tokens wide."""
-        _require_positive(self, "image_size", "downsample_ratio", "num_codes")
-        if self.image_size % self.downsample_ratio:
-            raise ValueError(
-                f"image_size must be a multiple of downsample_ratio ({self.downsample_ratio}), got {self.image_size}."
-            )
-
-
-@strict
-class AiTVQVAEConfig(_SquareGrid, PreTrainedConfig):
-    """VQ-VAE tokenizer of depth maps or box-cropped masks (AiT, arXiv 2301.02229).
-
-    Args:
-        image_size: side of the square input in pixels.
-        num_channels: channels of the input.
-        hidden_size: width of the FIRST convolution; doubles with every further halving of the map.
-        downsample_ratio: pixels per token and axis, a power of two.
-        num_resnet_blocks: residual blocks at the lowest resolution, in encoder and decoder each.
-        num_codes: codebook size.
-        code_dim: width of a code vector.
-        symmetric_range: input in [0, 1] is mapped to [-1, 1] and the output back (masks).
-        ignore_zero: pixels whose target is 0 are invalid and do not count in the reconstruction loss (depth).
-        commitment_cost: weight of the commitment loss.
-        ema_decay: decay of the codebook's moving averages.
-        ema_epsilon: Laplace smoothing of the cluster sizes.
-        tau: factor on code logits before the softmax of a soft decode (paper's inverse temperature).
-    """
-
-    model_type = "ait_vqvae"
-
-    image_size: int = 480
-    num_channels: int = 1
-    hidden_size: int = 16
-    downsample_ratio: int = 32
-    num_resnet_blocks: int = 2
-    num_codes: int = 128
-    code_dim: int = 512
-    symmetric_range: bool = False
-    ignore_zero: bool = True
-    commitment_cost: float | int = 0.25
-    ema_decay: float | int = 0.99
-    ema_epsilon: float = 1e-5
-    tau: float | int = 1.0
-
-    def validate_downsample_ratio(self):
-        """Each convolution halves the map, so the ratio is a power of two, at least 2."""
-        if self.downsample_ratio < 2 or self.downsample_ratio & (self.downsample_ratio - 1):
-            raise ValueError(f"downsample_ratio must be a power of two >= 2, got {self.downsample_ratio}.")
-
-    def validate_widths(self):
-        """Nothing can be less than one channel wide."""
-        _require_positive(self, "num_channels", "hidden_size", "code_dim")
-
-    @property
-    def num_downsamples(self) -> int:
-        """Number of stride-2 convolutions."""
-        return int(math.log2(self.downsample_ratio))
-
-    @property
-    def final_width(self) -> int:
-        """Channels at the lowest resolution."""
-        return self.hidden_size * self.downsample_ratio // 2
-
-
-@strict
-class AiTBinTokenizerConfig(_SquareGrid, PreTrainedConfig):
-    """The paper's baseline tokenizer: shrink a depth map bilinearly and bin it linearly.
-
-    Args:
-        image_size: side of the square depth map in pixels.
-        downsample_ratio: pixels per token and axis.
-        num_codes: number of bins.
-        max_value: upper end of the last bin, metres.
-        tau: factor on code logits before the softmax of a soft decode.
-    """
-
-    model_type = "ait_bin_tokenizer"
-
-    image_size: int = 480
-    downsample_ratio: int = 32
-    num_codes: int = 128
-    max_value: float | int = 10.0
-    tau: float | int = 1.0
-
-
-_OWN_SUB_CONFIGS: dict[str, type[PreTrainedConfig]] = {
-    c.model_type: c for c in (AiTSwinV2Config, AiTVQVAEConfig, AiTBinTokenizerConfig)
-}
-
-
-def _resolve_sub_config(name: str, value: Any) -> PreTrainedConfig | None:
-    """Build a sub-configuration from its dictionary; classes of this file need no Auto registration."""
-    if value is None or isinstance(value, PreTrainedConfig):
-        return value
-    if not isinstance(value, dict):
-        raise TypeError(f"{name} must be a dictionary or a configuration object, got {type(value).__name__}.")
-    model_type = value.get("model_type", "")
-    if model_type not in _OWN_SUB_CONFIGS and model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"{name} has model_type {model_type!r}, which is neither one of {sorted(_OWN_SUB_CONFIGS)} nor known to "
-            "transformers; set `model_type` in the dictionary or pass a configuration object."
-        )
-    config_class = _OWN_SUB_CONFIGS.get(model_type) or CONFIG_MAPPING[model_type]
-    return config_class(**{key: entry for key, entry in value.items() if key != "model_type"})
-
-
 @strict
 class AiTConfig(PreTrainedConfig):
     """Task-solver: backbone, encoder, token decoder, tokenizers and the shared vocabulary (AiT, arXiv 2301.02229).
@@ -237,21 +110,25 @@ class AiTConfig(PreTrainedConfig):
         backbone_config: `AiTSwinV2Config`, or any configuration that `AutoBackbone` takes (timm included); its last
             requested feature map is used.
         decoder_config: encoder and token decoder.
+        dense_tasks: tasks that predict maps, each an `AiTDenseTaskConfig` or its dictionary. An entry "depth" is kept
+            in `depth_tokenizer_config`, `depth_loss_weight` and `depth_aux_weight`, where it always stood.
         depth_tokenizer_config: `AiTVQVAEConfig` or `AiTBinTokenizerConfig`; needed by the task "depth".
         mask_tokenizer_config: `AiTVQVAEConfig`; needed by the task "instance".
         image_size: side S of the square input in pixels; smaller images are zero-padded at bottom and right.
         feature_stride: pixels per position of the backbone map; None takes it from an `AiTSwinV2Config`, else 32.
-        tasks: what the checkpoint does, of "detection", "instance", "depth".
+        tasks: what the checkpoint does: names of dense tasks, "instance", "detection". None are the dense tasks, or
+            "depth" without any.
         default_task: the task of a call that names none; None is the first of `tasks`.
         num_bins: coordinate bins.
         coordinate_scale: pixels that the coordinate bins span; None is `image_size`.
         num_mask_codes: mask-code ids in the vocabulary.
         num_depth_codes: depth-code ids in the vocabulary.
-        num_spare_tokens: unused ids at the end of the vocabulary.
+        num_spare_tokens: unused ids behind the depth codes.
         num_objects: objects per decoded sequence.
         soft_feedback: feed expected embeddings back while decoding codes, instead of picked codes.
         soft_decode: decode code probabilities, and train with the auxiliary loss through the frozen detokenizer.
-        parallel: AiT-P, every input after the task embedding is one learned mask embedding, one decoder pass.
+        parallel: AiT-P, in dense tasks every input after the task embedding is one learned mask embedding, one decoder
+            pass; objects are decoded step by step all the same.
         top_p: nucleus of coordinate and class sampling; 0 is greedy.
         depth_loss_weight: weight of the whole depth loss.
         depth_aux_weight: weight of the scale-invariant log loss of the soft-decoded depth.
@@ -262,6 +139,9 @@ class AiTConfig(PreTrainedConfig):
         max_aux_objects: objects per image, at most, in the auxiliary mask loss.
         initialization_only: part of the weights (the decoder, say) is untrained, so the checkpoint can start a training
             but predict nothing; set to False once trained.
+
+    Classes have one table: with object tasks `id2label` names the objects, and a task of classes must have the same
+    names; without, `id2label` is the table of the first task of classes.
     """
 
     model_type = "ait"
@@ -275,11 +155,12 @@ class AiTConfig(PreTrainedConfig):
 
     backbone_config: Any = None
     decoder_config: Any = None
+    dense_tasks: Any = ()
     depth_tokenizer_config: Any = None
     mask_tokenizer_config: Any = None
     image_size: int = 480
     feature_stride: int | None = None
-    tasks: list[str] | tuple[str, ...] = ("depth",)
+    tasks: list[str] | tuple[str, ...] | None = None
     default_task: str | None = None
     num_bins: int = 2000
     coordinate_scale: int | float | None = None
@@ -301,14 +182,21 @@ class AiTConfig(PreTrainedConfig):
     initialization_only: bool = False
 
     def __post_init__(self, **kwargs):
-        self.backbone_config = _resolve_sub_config("backbone_config", self.backbone_config) or AiTSwinV2Config()
-        for name in ("depth_tokenizer_config", "mask_tokenizer_config"):
-            setattr(self, name, _resolve_sub_config(name, getattr(self, name)))
-            if getattr(self, name) is not None and getattr(self, name).model_type not in TOKENIZERS[name]:
-                raise ValueError(
-                    f"{name} must have a model_type of {TOKENIZERS[name]}, got {getattr(self, name).model_type!r}."
-                )
-        if self.depth_tokenizer_config is None and "depth" in self.tasks:
+        backbone = resolve_sub_config("backbone_config", self.backbone_config, [AiTSwinV2Config], others=True)
+        self.backbone_config = backbone or AiTSwinV2Config()
+        entries = [dense_task(entry) for entry in self.dense_tasks]
+        names = [entry.name for entry in entries]
+        if len(set(names)) < len(names):
+            raise ValueError(f"dense_tasks must have different names, got {names}.")
+        self.dense_tasks = [entry for entry in entries if entry.name != DEPTH_TASK]
+        if self.tasks is None:
+            self.tasks = names or [DEPTH_TASK]
+        for entry in entries:
+            if entry.name == DEPTH_TASK:
+                self._take_depth(entry)
+        for name, own in (("depth_tokenizer_config", DENSE_TOKENIZERS), ("mask_tokenizer_config", [AiTVQVAEConfig])):
+            setattr(self, name, resolve_sub_config(name, getattr(self, name), own))
+        if self.depth_tokenizer_config is None and DEPTH_TASK in self.tasks:
             self.depth_tokenizer_config = AiTVQVAEConfig(tau=0.8)
         if self.mask_tokenizer_config is None and "instance" in self.tasks:
             self.mask_tokenizer_config = AiTVQVAEConfig(
@@ -321,9 +209,54 @@ class AiTConfig(PreTrainedConfig):
         if self.default_task is None and self.tasks:
             self.default_task = self.tasks[0]
         if self.id2label is None and kwargs.get("num_labels") is None:
-            self.id2label = dict(enumerate(COCO_CLASSES))
+            self.id2label = dict(enumerate(self._default_classes()))
             self.label2id = {name: index for index, name in self.id2label.items()}
         super().__post_init__(**kwargs)
+
+    def _take_depth(self, entry: AiTDenseTaskConfig) -> None:
+        """Keep a table's entry "depth" where depth always stood."""
+        if self.depth_tokenizer_config is not None:
+            raise ValueError(
+                f"dense_tasks has an entry {DEPTH_TASK!r}, and depth_tokenizer_config is given too; give one of them."
+            )
+        if entry.kind != DEPTH_TASK:
+            raise ValueError(
+                f"the dense task {DEPTH_TASK!r} must be of that kind, got {entry.kind!r}; rename the task."
+            )
+        self.depth_tokenizer_config = entry.tokenizer_config
+        self.depth_loss_weight, self.depth_aux_weight = entry.loss_weight, entry.aux_weight
+
+    def _default_classes(self) -> Iterable[str]:
+        tables = [spec.class_names for spec in self.dense_tasks if spec.map_kind.has_scores]
+        return COCO_CLASSES if self.object_tasks or not tables else tables[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `PreTrainedConfig.to_dict`, which knows no lists of configurations."""
+        return super().to_dict() | {"dense_tasks": [entry.to_dict() for entry in self.dense_tasks]}
+
+    @property
+    def dense(self) -> dict[str, AiTDenseTaskConfig]:
+        """The model's dense tasks by name, in the order of `tasks`."""
+        specs = {spec.name: spec for spec in self.dense_tasks}
+        if DEPTH_TASK in self.tasks:
+            weights = self.depth_loss_weight, self.depth_aux_weight
+            specs[DEPTH_TASK] = AiTDenseTaskConfig(DEPTH_TASK, DEPTH_TASK, self.depth_tokenizer_config, *weights)
+        return {task: specs[task] for task in self.tasks if task in specs}
+
+    @property
+    def object_tasks(self) -> list[str]:
+        """The model's tasks that write objects."""
+        return [task for task in self.tasks if task in OBJECT_TASKS]
+
+    @property
+    def task_ids(self) -> dict[str, int]:
+        """Row of the task embedding by task."""
+        return task_rows(spec.name for spec in self.dense_tasks)
+
+    @property
+    def num_task_rows(self) -> int:
+        """Rows of the task and position embeddings."""
+        return max(self.decoder_config.num_tasks, len(self.task_ids))
 
     @property
     def vocabulary(self) -> TokenVocabulary:
@@ -334,6 +267,7 @@ class AiTConfig(PreTrainedConfig):
             num_mask_codes=self.num_mask_codes,
             num_depth_codes=self.num_depth_codes,
             num_spare=self.num_spare_tokens,
+            dense_codes=tuple((spec.name, spec.tokenizer_config.num_codes) for spec in self.dense_tasks),
         )
 
     @property
@@ -349,25 +283,31 @@ class AiTConfig(PreTrainedConfig):
 
     def sequence_length(self, task: str) -> int:
         """Number of tokens that `task` decodes."""
-        if task == "depth":
-            return self.depth_tokenizer_config.num_tokens
-        return self.num_objects * self.tokens_per_object[task]
+        if task in OBJECT_TASKS:
+            return self.num_objects * self.tokens_per_object[task]
+        return self.dense[task].tokenizer_config.num_tokens
 
     def validate_tasks(self):
         """Tasks must be known, and the default one of them."""
-        unknown = sorted(set(self.tasks) - set(TASK_IDS))
-        if unknown or not self.tasks:
-            raise ValueError(f"tasks must name at least one of {sorted(TASK_IDS)}, got {list(self.tasks)}.")
-        if self.parallel and set(self.tasks) != {"depth"}:
+        known = {*self.task_ids}
+        if set(self.tasks) - known or not self.tasks:
+            raise ValueError(f"tasks must name at least one of {sorted(known)}, got {list(self.tasks)}.")
+        missing = [spec.name for spec in self.dense_tasks if spec.name not in self.tasks]
+        if missing or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(
-                f"parallel decoding is for tasks ['depth'] alone, got {list(self.tasks)}; set parallel=False."
+                f"tasks must name every dense task once, got {list(self.tasks)} without {missing}; leave tasks out, or "
+                "add the names."
+            )
+        if self.parallel and not self.dense:
+            raise ValueError(
+                f"parallel decoding is for dense tasks, and tasks {list(self.tasks)} have none; set parallel=False."
             )
         if self.default_task not in self.tasks:
             raise ValueError(f"default_task must be one of tasks {list(self.tasks)}, got {self.default_task!r}.")
 
     def validate_image_size(self):
         """The position table needs whole positions, and no tokenizer may look at more than the model sees."""
-        _require_positive(self, "image_size", "feature_stride")
+        require_positive(self, "image_size", "feature_stride")
         if self.image_size % self.feature_stride:
             raise ValueError(
                 f"image_size must be a multiple of feature_stride {self.feature_stride}, got {self.image_size}."
@@ -377,16 +317,26 @@ class AiTConfig(PreTrainedConfig):
             raise ValueError(
                 f"feature_stride must be {stride}, backbone_config's stride, or left out; got {self.feature_stride}."
             )
-        if "depth" in self.tasks and self.depth_tokenizer_config.image_size > self.image_size:
-            raise ValueError(
-                f"depth_tokenizer_config.image_size must not exceed the model's image_size {self.image_size}, got "
-                f"{self.depth_tokenizer_config.image_size}."
-            )
+        for task, spec in self.dense.items():
+            if spec.tokenizer_config.image_size > self.image_size:
+                raise ValueError(
+                    f"image_size of the {task} tokenizer must not exceed the model's image_size {self.image_size}, got "
+                    f"{spec.tokenizer_config.image_size}."
+                )
+
+    def validate_classes(self):
+        """Objects and maps of classes share one table of names."""
+        for task, spec in self.dense.items():
+            if self.object_tasks and spec.map_kind.has_scores and spec.class_names != [*self.id2label.values()]:
+                raise ValueError(
+                    f"id2label must hold the classes of the dense task {task!r}, {spec.class_names}, which the object "
+                    f"tasks share, got {[*self.id2label.values()]}; set id2label."
+                )
 
     def validate_tokenizers(self):
         """Codebooks must fit the vocabulary's ranges, sequences the position tables."""
         for task, tokenizer, name in (
-            ("depth", self.depth_tokenizer_config, "num_depth_codes"),
+            (DEPTH_TASK, self.depth_tokenizer_config, "num_depth_codes"),
             ("instance", self.mask_tokenizer_config, "num_mask_codes"),
         ):
             if task in self.tasks and tokenizer.num_codes != getattr(self, name):
@@ -400,3 +350,15 @@ class AiTConfig(PreTrainedConfig):
                     f"decoder_config.max_positions must be at least {self.sequence_length(task)}, the sequence "
                     f"length of task {task!r}; got {self.decoder_config.max_positions}."
                 )
+
+
+__all__ = [
+    "TASK_IDS",
+    "AiTBinTokenizerConfig",
+    "AiTConfig",
+    "AiTDenseTaskConfig",
+    "AiTSwinV2Config",
+    "AiTVQVAEConfig",
+    "COCO_CLASSES",
+    "task_rows",
+]

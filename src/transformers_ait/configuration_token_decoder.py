@@ -16,7 +16,8 @@ class AiTTokenDecoderConfig(PreTrainedConfig):
         num_decoder_layers: causal blocks with cross-attention.
         dropout: dropout probability in training.
         drop_path_rate: stochastic-depth probability of every residual branch.
-        num_tasks: learned task embeddings (0 detection, 1 instance segmentation, 2 depth, 3 free).
+        num_tasks: learned task embeddings, at least (0 detection, 1 instance segmentation, 2 depth, then further dense
+            tasks, for which a task-solver adds rows).
         max_positions: rows of each task's position table; the longest sequence, task embedding included.
         layer_norm_eps: epsilon of every LayerNorm.
         initializer_range: standard deviation of the truncated-normal initialisation.

@@ -109,26 +109,31 @@ def decode_together(
 
 
 def decode_in_parallel(
-    decoder: AiTTokenDecoder, memory: Tensor, task_id: int, grammar: Sequence[TokenStep]
-) -> DecodedTokens:
-    """Decode every position in one pass over mask embeddings (AiT-P, arXiv 2301.02229).
+    decoder: AiTTokenDecoder, memory: Tensor, requests: Sequence[DecodingRequest]
+) -> list[DecodedTokens]:
+    """Decode every position of any tasks in one pass over mask embeddings (AiT-P, arXiv 2301.02229).
 
     Args:
         decoder: a token decoder with a mask embedding.
         memory: (B, N, d).
-        task_id: row of the task and position embeddings.
-        grammar: one entry per position, all alike.
+        requests: what to decode for each of the B images; a grammar's entries are all alike.
+
+    Returns:
+        One result per request.
 
     Raises:
-        ValueError: the grammar differs between positions.
+        ValueError: a grammar differs between positions.
     """
-    if len(set(grammar)) != 1:
+    if any(len(set(request.grammar)) != 1 for request in requests):
         raise ValueError("grammar must allow the same ids at every position to be decoded in parallel.")
     # memory.shape[0], because len() would fix the batch of an exported program.
-    hidden = decoder(decoder.mask_inputs(memory.shape[0], len(grammar), task_id), memory)
-    allowed = grammar[0].allowed
-    logits = decoder.logits(hidden, allowed.rows)
-    return DecodedTokens(allowed.to_ids(logits.argmax(dim=-1)), list(logits.unbind(1)))
+    inputs = [decoder.mask_inputs(memory.shape[0], len(x.grammar), x.task_id) for x in requests]
+    decoded = []
+    for request, hidden in zip(requests, decoder.forward_together(inputs, memory), strict=True):
+        allowed = request.grammar[0].allowed
+        logits = decoder.logits(hidden, allowed.rows)
+        decoded.append(DecodedTokens(allowed.to_ids(logits.argmax(dim=-1)), list(logits.unbind(1))))
+    return decoded
 
 
 def nucleus_choice(logits: Tensor, top_p: float, draw: Tensor) -> Tensor:

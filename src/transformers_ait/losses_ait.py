@@ -1,11 +1,9 @@
-"""The losses of the task-solver as pure functions."""
+"""The losses of tokens and objects as pure functions; those of maps are in `map_kinds_ait`."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from .sequence_ait import CLASS_POSITION, HEADER_LENGTH, IGNORE_INDEX, NUM_COORDINATES
-
-MIN_DEPTH = 1e-3
 
 
 def token_cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
@@ -22,24 +20,6 @@ def token_cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     )
     return losses.view(targets.shape)
-
-
-def scale_invariant_log_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """`sqrt(mean(g^2) - 0.5 * mean(g)^2)` with g = ln target - ln max(prediction, 1e-3) (Eigen et al. 2014).
-
-    One mean over all valid pixels of the batch; 0 when there is none.
-
-    Args:
-        prediction: (B, H, W) metres.
-        target: (B, H, W) metres, 0 = invalid.
-    """
-    valid = target > 0
-    count = valid.sum()
-    ratio = target.where(valid, 1.0).log() - prediction.float().clamp(min=MIN_DEPTH).log()
-    ratio = ratio.where(valid, 0.0)
-    mean, mean_square = (x.sum() / count.clamp(min=1) for x in (ratio, ratio.square()))
-    # The lower bound keeps the square root's gradient finite where everything is exact or nothing is valid.
-    return (mean_square - 0.5 * mean.square()).clamp(min=1e-12).sqrt() * (count > 0)
 
 
 def dice_and_squared_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -12,34 +12,31 @@ from transformers import AutoBackbone, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .configuration_ait import TASK_IDS, AiTConfig
+from .configuration_ait import AiTConfig
 from .distributed_ait import mean_over_processes
-from .losses_ait import (
-    dice_and_squared_error,
-    object_loss_means,
-    scale_invariant_log_loss,
-    token_cross_entropies,
-)
+from .losses_ait import dice_and_squared_error, object_loss_means, token_cross_entropies
 from .mask_geometry_ait import crop_masks
 from .modeling_ait_swinv2 import AiTSwinV2Backbone
 from .modeling_ait_vqvae import AiTVQVAEModel
 from .modeling_bin_tokenizer import AiTBinTokenizer
 from .modeling_token_decoder import AiTEncoder, AiTTokenDecoder, sine_table
-from .prediction_ait import AiTOutput, AiTPredictor
+from .prediction_ait import AiTOutput, AiTPredictor, detokenize
 from .sequence_ait import (
     HEADER_LENGTH,
     IGNORE_INDEX,
     boxes_to_bins,
     check_instance_label,
     corrupt_classes,
-    depth_sequence,
     draw_noise_objects,
+    map_sequence,
     object_sequence,
     token_weights,
     true_objects,
 )
+from .token_vocabulary import DEPTH_TASK
 
 InstanceLabels = Sequence[Mapping[str, Tensor]]
+DenseLabels = Mapping[str, Tensor]
 
 
 @dataclass
@@ -55,11 +52,27 @@ class AiTModelOutput(ModelOutput):
     feature_map: Tensor | None = None
 
 
-def _build_backbone(config: Any) -> Any:
+def build_backbone(config: Any) -> Any:
+    """A backbone with random weights."""
     # By model type, not class: remote code may hold a second copy of the configuration class.
     if config.model_type == "ait_swinv2":
         return AiTSwinV2Backbone(config)
     return AutoBackbone.from_config(config)
+
+
+def pad_images(pixel_values: Tensor, size: int) -> Tensor:
+    """Images (B, 3, S, S) of images (B, 3, H, W), zero-padded at bottom and right.
+
+    Raises:
+        ValueError: an image is larger than S.
+    """
+    if pixel_values.ndim != 4 or max(pixel_values.shape[2:]) > size:
+        raise ValueError(
+            f"pixel_values must be (batch, channels, height, width) with sides of at most {size}, the model's "
+            f"image_size, got {tuple(pixel_values.shape)}; resize with the checkpoint's image processor."
+        )
+    height, width = pixel_values.shape[2:]
+    return F.pad(pixel_values, (0, size - width, 0, size - height))
 
 
 def _build_tokenizer(config: Any) -> AiTVQVAEModel | AiTBinTokenizer:
@@ -78,7 +91,7 @@ class AiTPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["AiTSwinV2Block", "AiTEncoderBlock", "AiTDecoderBlock"]
     # Codes are nearest neighbours and depth spans metres: both want full precision, and the tokenizers are small.
-    _keep_in_fp32_modules_strict = ["depth_tokenizer", "mask_tokenizer"]
+    _keep_in_fp32_modules_strict = ["depth_tokenizer", "mask_tokenizer", "dense_tokenizers"]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
@@ -115,13 +128,15 @@ class AiTModel(AiTPreTrainedModel):
     """Backbone, encoder and token decoder without tokenizers; its output is the encoder's memory."""
 
     # The tokenizers belong to AiTForDenseAndInstancePrediction, whose checkpoints this class loads too.
-    _keys_to_ignore_on_load_unexpected = [r"^depth_tokenizer\.", r"^mask_tokenizer\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(depth_tokenizer|mask_tokenizer|dense_tokenizers)\."]
 
     def __init__(self, config: AiTConfig):
         super().__init__(config)
-        self.backbone = _build_backbone(config.backbone_config)
+        self.backbone = build_backbone(config.backbone_config)
         self.encoder = AiTEncoder(config.decoder_config, self.backbone.channels[-1], config.grid_size)
-        self.decoder = AiTTokenDecoder(config.decoder_config, config.vocabulary.size, config.parallel)
+        self.decoder = AiTTokenDecoder(
+            config.decoder_config, config.vocabulary.size, config.parallel, config.num_task_rows
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -138,14 +153,8 @@ class AiTModel(AiTPreTrainedModel):
             ValueError: an image is larger than the model's size, or the backbone's stride is not the configured one.
         """
         size = self.config.image_size
-        if pixel_values.ndim != 4 or max(pixel_values.shape[2:]) > size:
-            raise ValueError(
-                f"pixel_values must be (batch, channels, height, width) with sides of at most {size}, the model's "
-                f"image_size, got {tuple(pixel_values.shape)}; resize with the checkpoint's image processor."
-            )
-        height, width = pixel_values.shape[2:]
         # Not self.dtype, which replicas of nn.DataParallel cannot answer.
-        padded = F.pad(pixel_values.to(self.decoder.token_embeddings.dtype), (0, size - width, 0, size - height))
+        padded = pad_images(pixel_values.to(self.decoder.token_embeddings.dtype), size)
         feature_map = self.backbone(padded).feature_maps[-1]
         grid = (self.config.grid_size, self.config.grid_size)
         if feature_map.shape[2:] != grid:
@@ -168,7 +177,7 @@ class AiTModel(AiTPreTrainedModel):
 
 
 class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
-    """AiT for depth, detection and instance segmentation, with tokens as the output space (arXiv 2301.02229).
+    """AiT for dense maps, detection and instance segmentation, with tokens as the output space (arXiv 2301.02229).
 
     The tokenizers are part of the model, frozen and always in evaluation mode.
     """
@@ -179,8 +188,11 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
     def __init__(self, config: AiTConfig):
         super().__init__(config)
         self.model = AiTModel(config)
-        self.depth_tokenizer = _build_tokenizer(config.depth_tokenizer_config) if "depth" in config.tasks else None
+        tokenizers = {task: _build_tokenizer(spec.tokenizer_config) for task, spec in config.dense.items()}
+        # Depth and masks have names of their own, which checkpoints had before there were other maps.
+        self.depth_tokenizer = tokenizers.pop(DEPTH_TASK, None)
         self.mask_tokenizer = _build_tokenizer(config.mask_tokenizer_config) if "instance" in config.tasks else None
+        self.dense_tokenizers = nn.ModuleDict(tokenizers)
         if config.initialization_only:
             # Announced by the configuration, and by an error on inference: no list of names is needed on loading.
             self._keys_to_ignore_on_load_missing = [r"^model\."]
@@ -189,7 +201,7 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
     def train(self, mode: bool = True) -> "AiTForDenseAndInstancePrediction":
         """Set training mode; the tokenizers stay in evaluation mode, or their codebooks would move."""
         super().train(mode)
-        for tokenizer in (self.depth_tokenizer, self.mask_tokenizer):
+        for tokenizer in (self.depth_tokenizer, self.mask_tokenizer, *self.dense_tokenizers.values()):
             if tokenizer is not None:
                 # Frozen again here, because from_pretrained makes new parameters, which require gradients.
                 tokenizer.eval().requires_grad_(False)
@@ -202,61 +214,102 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
     def forward(
         self,
         pixel_values: Tensor,
-        task: str | None = None,
+        task: str | Sequence[str] | None = None,
         depth_labels: Tensor | None = None,
         instance_labels: InstanceLabels | None = None,
         return_dict: bool | None = None,
         task_ids: Tensor | None = None,
+        dense_labels: DenseLabels | None = None,
     ) -> AiTOutput | tuple:
         """Training loss with labels, the decoded prediction without.
 
         Args:
-            pixel_values: (B, 3, H, W), zero-padded at bottom and right to the model's size; for depth without labels
-                also (B, views, 3, H, W), the windows and flips of a test protocol.
-            task: "depth", "instance" or "detection"; None is `config.default_task`.
-            depth_labels: (B, H, W) metres, 0 = invalid.
+            pixel_values: (B, 3, H, W), zero-padded at bottom and right to the model's size; for dense tasks without
+                labels also (B, views, 3, H, W), the windows and flips of a test protocol.
+            task: one of `config.tasks`, or several dense ones. None is what the labels are of, and without labels
+                `config.default_task`; where that is a dense task of a parallel model, all of its dense tasks, which
+                take one pass.
+            depth_labels: (B, H, W) metres, 0 = invalid; the same as `dense_labels={"depth": ...}`.
             instance_labels: per image a mapping with `boxes` (N, 4) xyxy pixels, `class_labels` (N,) indices and, for
                 "instance", `masks` (N, H, W); optionally `image_size` (height, width) of the image before padding, and
                 `seed`, an integer on which alone the drawn order and noise objects then depend. Or ready sequences:
                 `input_ids` (L - 1,), `target_ids` (L,) and `mask_crops` (true objects, h, w) in sequence order; then
                 nothing is drawn at random.
             return_dict: False returns a tuple.
-            task_ids: (B,), all alike: the task as a number of `TASK_IDS`, as an image processor's `task` gives it.
+            task_ids: (B,), all alike: the task as a number of `config.task_ids`, as an image processor's `task` gives
+                it.
+            dense_labels: native maps by task (see `map_kinds_ait`), any number of dense tasks for the same images. They
+                share one pass of backbone and decoder; the loss is the sum of theirs. An image without a valid pixel
+                does not count for that task.
 
         Raises:
             ValueError: unknown task, `task` and `task_ids` that differ, labels of another task, or shapes and values
                 that the task cannot use.
         """
-        task = self._resolve_task(task, task_ids)
-        if (instance_labels if task == "depth" else depth_labels) is not None:
-            raise ValueError(f"task {task!r} takes {'depth_labels' if task == 'depth' else 'instance_labels'} alone.")
-        if depth_labels is not None:
-            output = self._depth_loss(pixel_values, depth_labels)
+        maps = dict(dense_labels or {}) | ({} if depth_labels is None else {DEPTH_TASK: depth_labels})
+        if maps and task is None and task_ids is None:
+            task = list(maps)
+        tasks = self._resolve_tasks(task, task_ids)
+        objects = [name for name in tasks if name not in self.config.dense]
+        if maps and set(maps) != set(tasks):
+            wanted = "instance_labels" if objects else f"dense_labels of {tasks}"
+            raise ValueError(f"task {tasks} takes {wanted} alone, got maps of {list(maps)}.")
+        if instance_labels is not None and not objects:
+            raise ValueError(f"task {tasks} takes dense_labels, for depth also depth_labels, got instance_labels.")
+        if maps:
+            output = self._dense_loss(pixel_values, maps)
         elif instance_labels is not None:
-            output = self._object_loss(pixel_values, task, instance_labels)
+            output = self._object_loss(pixel_values, objects[0], instance_labels)
         else:
-            output = self.generate(pixel_values, task)
+            output = self.generate(pixel_values, tasks)
         return output if return_dict is not False else output.to_tuple()
 
-    def _depth_loss(self, pixel_values: Tensor, depth_labels: Tensor) -> AiTOutput:
-        """Cross-entropy, and the auxiliary loss through the frozen detokenizer (AiT, arXiv 2301.02229)."""
-        self._check_depth_size(pixel_values)
-        labels = self._padded_depth_labels(pixel_values, depth_labels)
-        with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
-            codes = self.depth_tokenizer.encode(labels.unsqueeze(1))
-        input_ids, target_ids = depth_sequence(codes, (labels > 0).flatten(1).any(1), self.config.vocabulary)
-        logits = self._teacher_forced_logits(pixel_values, input_ids, TASK_IDS["depth"])
-        count = _supervised_count(target_ids)
+    def _dense_loss(self, pixel_values: Tensor, labels: DenseLabels) -> AiTOutput:
+        """Cross-entropy, and the auxiliary loss through the frozen detokenizers (AiT, arXiv 2301.02229)."""
+        self._check_map_sizes(pixel_values, labels)
+        maps = {task: self._tokenizer_maps(task, pixel_values, native) for task, native in labels.items()}
+        sequences = {task: self._map_sequence(task, values) for task, values in maps.items()}
+        logits = self._teacher_forced_logits(pixel_values, {task: ids for task, (ids, _) in sequences.items()})
+        counts = self._supervised_counts({task: target_ids for task, (_, target_ids) in sequences.items()})
+        losses: dict[str, Tensor] = {}
+        parts: dict[str, Tensor] = {}
+        for task, (_, target_ids) in sequences.items():
+            found = self._map_loss(task, logits[task], target_ids, maps[task], counts[task])
+            cross_entropy, auxiliary, losses[task] = found
+            parts |= {f"{task}_ce": cross_entropy.detach(), f"{task}_aux": auxiliary.detach()}
+        joined = torch.cat(list(logits.values()), dim=1) if len(logits) > 1 else next(iter(logits.values()))
+        loss = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
+        return AiTOutput(loss=loss, loss_dict=parts, task_losses=losses, logits=joined)
+
+    def _map_loss(
+        self, task: str, logits: Tensor, target_ids: Tensor, maps: Tensor, count: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy, auxiliary loss and weighted sum of one task.
+
+        Args:
+            task: its name.
+            logits: (B, L, V).
+            target_ids: (B, L).
+            maps: (B, C, S, S), the truth in tokenizer form.
+            count: supervised tokens of the task, averaged over processes.
+        """
+        spec = self.config.dense[task]
         cross_entropy = token_cross_entropies(logits, target_ids).sum() / count
         auxiliary = logits.new_zeros((), dtype=torch.float32)
         if self.config.soft_decode:
-            code_logits = logits[..., self.config.vocabulary.depth_codes.rows]
-            auxiliary = scale_invariant_log_loss(self._detokenize_depth(code_logits, soft=True), labels)
+            code_logits = logits[..., self.config.vocabulary.codes(task).rows]
+            decoded = detokenize(self.tokenizer(task), code_logits, soft=True)
+            auxiliary = spec.map_kind.auxiliary_loss(decoded, maps)
         # 1 in a single process; elsewhere it makes the processes' mean one over all their tokens.
         share = (target_ids != IGNORE_INDEX).sum() / count
-        loss = self.config.depth_loss_weight * (cross_entropy + self.config.depth_aux_weight * share * auxiliary)
-        parts = {"depth_ce": cross_entropy.detach(), "depth_aux": auxiliary.detach()}
-        return AiTOutput(loss=loss, loss_dict=parts, logits=logits)
+        return cross_entropy, auxiliary, spec.loss_weight * (cross_entropy + spec.aux_weight * share * auxiliary)
+
+    def _map_sequence(self, task: str, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Input ids (B, L - 1) and target ids (B, L) of maps (B, C, S, S) in tokenizer form."""
+        with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
+            codes = self.tokenizer(task).encode(maps)
+        supervised = self.config.dense[task].map_kind.valid(maps).flatten(1).any(1)
+        return map_sequence(codes, supervised, self.config.vocabulary.codes(task))
 
     def _object_loss(self, pixel_values: Tensor, task: str, instance_labels: InstanceLabels) -> AiTOutput:
         """Weighted cross-entropy, and for instances the auxiliary mask loss; any number of images per process."""
@@ -268,8 +321,8 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
         size = (pixel_values.shape[2], pixel_values.shape[3])
         prepared = [self._object_sequence(label, size, task) for label in instance_labels]
         input_ids, target_ids = (torch.stack([entry[i] for entry in prepared]) for i in (0, 1))
-        logits = self._teacher_forced_logits(pixel_values, input_ids, TASK_IDS[task])
-        count = _supervised_count(target_ids)
+        logits = self._teacher_forced_logits(pixel_values, {task: input_ids})[task]
+        count = self._supervised_counts({task: target_ids})[task]
         losses = token_cross_entropies(logits, target_ids)
         weights = token_weights(target_ids.shape[1], tokens, config.mask_code_weight).to(losses)
         total = (losses * weights).sum()
@@ -282,7 +335,8 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
             total = total + auxiliary * config.instance_aux_weight * mask_tokens * config.mask_code_weight
             parts["instance_aux"] = auxiliary.detach()
         weight = config.instance_loss_weight if task == "instance" else config.detection_loss_weight
-        return AiTOutput(loss=weight * total / count, loss_dict=parts, logits=logits)
+        loss = weight * total / count
+        return AiTOutput(loss=loss, loss_dict=parts, task_losses={task: loss}, logits=logits)
 
     def _mask_loss(self, logits: Tensor, target_ids: Tensor, crops: list[Tensor]) -> Tensor:
         """Dice and squared error of the soft-decoded masks of true objects, at most `max_aux_objects` per image."""
@@ -335,29 +389,37 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
         with torch.autocast(crops.device.type, enabled=False):
             return self.mask_tokenizer.encode(crops.unsqueeze(1)).flatten(1)
 
-    def _teacher_forced_logits(self, pixel_values: Tensor, input_ids: Tensor, task_id: int) -> Tensor:
-        """Logits (B, L, V) given the true previous tokens (B, L - 1), or mask embeddings in a parallel model."""
-        memory = self.get_encoder_memory(pixel_values)
-        decoder = self.model.decoder
-        if self.config.parallel:
-            inputs = decoder.mask_inputs(len(input_ids), input_ids.shape[1] + 1, task_id)
-        else:
-            inputs = decoder.inputs(F.embedding(input_ids, decoder.token_embeddings), task_id)
-        return decoder.logits(decoder(inputs, memory))
+    def _teacher_forced_logits(self, pixel_values: Tensor, input_ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Logits (B, L, V) by task, of the true previous tokens (B, L - 1), or of mask embeddings where parallel."""
+        memory, decoder, dense = self.get_encoder_memory(pixel_values), self.model.decoder, self.config.dense
+        inputs = []
+        for task, ids in input_ids.items():
+            row = self.config.task_ids[task]
+            if self.config.parallel and task in dense:
+                inputs.append(decoder.mask_inputs(len(ids), ids.shape[1] + 1, row))
+            else:
+                inputs.append(decoder.inputs(F.embedding(ids, decoder.token_embeddings), row))
+        hidden = decoder.forward_together(inputs, memory)
+        return {task: decoder.logits(states) for task, states in zip(input_ids, hidden, strict=True)}
 
-    def _padded_depth_labels(self, pixel_values: Tensor, depth_labels: Tensor) -> Tensor:
-        if depth_labels.shape != (len(pixel_values), *pixel_values.shape[2:]):
-            raise ValueError(
-                f"depth_labels must be (batch, height, width) as pixel_values {tuple(pixel_values.shape)}, got "
-                f"{tuple(depth_labels.shape)}; resize the depth map with its image."
-            )
-        labels = depth_labels.float()
-        if not ((labels >= 0) & labels.isfinite()).all():
-            raise ValueError("depth_labels must be finite and not negative; mark invalid pixels with 0.")
-        size = self.config.depth_tokenizer_config.image_size
-        return F.pad(labels, (0, size - labels.shape[2], 0, size - labels.shape[1]))
+    def _supervised_counts(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Supervised tokens by task, averaged over processes, at least 1.
 
+        One exchange for all tasks of the model, since other processes may train other tasks meanwhile.
 
-def _supervised_count(target_ids: Tensor) -> Tensor:
-    """Supervised tokens of the batch, averaged over processes, at least 1."""
-    return mean_over_processes((target_ids != IGNORE_INDEX).sum().float()).clamp(min=1)
+        Args:
+            targets: target ids (B, L) of the tasks of this pass.
+        """
+        none = next(iter(targets.values())).new_zeros((), dtype=torch.float32)
+        own = [(targets[task] != IGNORE_INDEX).sum().float() if task in targets else none for task in self.config.tasks]
+        return dict(zip(self.config.tasks, mean_over_processes(torch.stack(own)).clamp(min=1), strict=True))
+
+    def _tokenizer_maps(self, task: str, pixel_values: Tensor, labels: Tensor) -> Tensor:
+        """Maps (B, C, S, S) in tokenizer form of native ones, which are padded to the tokenizer's size."""
+        spec, name = self.config.dense[task], "depth_labels" if task == DEPTH_TASK else f"dense_labels[{task!r}]"
+        batch, (height, width) = len(pixel_values), pixel_values.shape[2:]
+        spec.map_kind.check_shape(labels, (batch, height, width), spec.channels, name)
+        spec.map_kind.check(labels, spec.channels, name)
+        size = spec.tokenizer_config.image_size
+        padded = F.pad(labels, (0, size - width, 0, size - height), value=spec.map_kind.invalid)
+        return spec.map_kind.to_tokenizer(padded, spec.channels)

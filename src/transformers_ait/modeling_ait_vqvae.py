@@ -1,4 +1,4 @@
-"""VQ-VAE tokenizer: depth maps and masks to codes, codes or code probabilities back to maps."""
+"""VQ-VAE tokenizer: maps of any kind to codes, codes or code probabilities back to maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ class AiTVQVAEDecoder(nn.Module):
             nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
             for before, after in zip(widths[:-1], widths[1:], strict=True)
         )
-        self.output = nn.Conv2d(config.hidden_size, config.num_channels, 1)
+        self.output = nn.Conv2d(config.hidden_size, config.num_channels, 1)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to (B, C, h * ratio, w * ratio)."""
@@ -92,7 +92,8 @@ class AiTVQVAEDecoder(nn.Module):
 class AiTVQVAEModel(PreTrainedModel):
     """Tokenizer and detokenizer of one kind of map (AiT, arXiv 2301.02229).
 
-    Depth goes in and comes out in metres, 0 = invalid; masks in [0, 1]. Reconstructions are not clipped.
+    Maps go in and come out in tokenizer form (see `map_kinds_ait`): depth in metres, 0 = invalid; masks in [0, 1]; unit
+    vectors; one-hot classes, which come out as scores. Reconstructions are not clipped.
     """
 
     config: AiTVQVAEConfig
@@ -196,19 +197,25 @@ class AiTVQVAEModel(PreTrainedModel):
                 f"pixel_values must be (batch, {channels}, height, width) with sides that are multiples of {ratio}, "
                 f"got {tuple(pixel_values.shape)}; pad or crop the maps."
             )
-        x = pixel_values.to(self.dtype)
-        return self.encoder(2 * x - 1 if self.config.symmetric_range else x).permute(0, 2, 3, 1)
+        x = self.config.kind.fill(pixel_values).to(self.dtype)
+        return self.encoder(self._to_input_range(x)).permute(0, 2, 3, 1)
 
     def _decode_vectors(self, vectors: Tensor) -> Tensor:
         return self.decoder(vectors.permute(0, 3, 1, 2).to(self.dtype))
 
+    def _to_input_range(self, maps: Tensor) -> Tensor:
+        """What the network sees."""
+        if self.config.symmetric_range:
+            return 2 * maps - 1
+        # Dividing dozens of channels by 1 takes a tenth of a training step.
+        return maps if self.config.value_scale == 1 else maps / self.config.value_scale
+
     def _to_output_range(self, decoded: Tensor) -> Tensor:
-        return (decoded + 1) / 2 if self.config.symmetric_range else decoded
+        if self.config.symmetric_range:
+            return (decoded + 1) / 2
+        return decoded if self.config.value_scale == 1 else decoded * self.config.value_scale
 
     def _reconstruction_loss(self, decoded: Tensor, labels: Tensor) -> Tensor:
-        decoded, target = decoded.float(), labels.float()
-        error = (decoded - (2 * target - 1 if self.config.symmetric_range else target)).square()
-        if not self.config.ignore_zero:
-            return error.mean()
-        valid = target > 0
-        return (error * valid).sum() / valid.sum().clamp(min=1)
+        target = labels.float()
+        valid = self.config.kind.valid(target)
+        return self.config.kind.reconstruction_loss(decoded.float(), self._to_input_range(target), valid)

@@ -1,4 +1,4 @@
-"""The paper's baseline tokenizer of depth: shrink bilinearly, bin linearly. Same interface as the VQ-VAE."""
+"""The paper's baseline tokenizer, for every kind of map: shrink bilinearly, bin linearly. Interface of the VQ-VAE."""
 
 import torch
 import torch.nn.functional as F
@@ -6,15 +6,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .configuration_ait import AiTBinTokenizerConfig
+from .configuration_tokenizers import AiTBinTokenizerConfig
 
 
 def _bin_centres(config: AiTBinTokenizerConfig) -> Tensor:
-    return (torch.arange(config.num_codes, dtype=torch.float32) + 0.5) * (config.max_value / config.num_codes)
+    """What each bin decodes to: (K,) for maps of one channel, (K, C) for others."""
+    if config.kind.has_scores:
+        return torch.eye(config.num_codes)  # type: ignore[arg-type]
+    low, high = config.bounds
+    side = config.bins_per_axis
+    ticks = (torch.arange(side, dtype=torch.float32) + 0.5) * ((high - low) / side) + low
+    if config.num_channels == 1:
+        return ticks
+    centres = torch.cartesian_prod(*[ticks] * config.num_axes)
+    if config.num_axes == config.num_channels:
+        return centres
+    # Of normals, z follows from the length of 1; visible surfaces face the camera, against the axis z.
+    z = -(1 - centres.square().sum(1)).clamp(min=0).sqrt()
+    return F.normalize(torch.cat((centres, z[:, None]), dim=1), dim=1)
 
 
 class AiTBinTokenizer(PreTrainedModel):
-    """Depth to bins of a shrunken map and back (baseline of arXiv 2301.02229); it has no parameters."""
+    """Maps to bins of a shrunken map and back (baseline of arXiv 2301.02229); it has no parameters."""
 
     config: AiTBinTokenizerConfig
     centres: Tensor
@@ -40,36 +53,51 @@ class AiTBinTokenizer(PreTrainedModel):
         init.copy_(self.centres, _bin_centres(self.config))
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Bins (B, h, w) of depth maps (B, 1, H, W) in metres.
+        """Bins (B, h, w) of maps (B, C, H, W) in tokenizer form (see `map_kinds_ait`).
 
-        Invalid pixels (0) have no part in the shrunken value; a token without a valid pixel gets bin 0.
+        Invalid pixels have no part in the shrunken value; a token without a valid pixel gets the bin of 0, or class 0.
         """
-        ratio = self.config.downsample_ratio
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != 1 or any(side % ratio for side in pixel_values.shape[2:]):
+        ratio, channels = self.config.downsample_ratio, self.config.num_channels
+        if (
+            pixel_values.ndim != 4
+            or pixel_values.shape[1] != channels
+            or any(side % ratio for side in pixel_values.shape[2:])
+        ):
             raise ValueError(
-                f"pixel_values must be (batch, 1, height, width) with sides that are multiples of {ratio}, got "
-                f"{tuple(pixel_values.shape)}; pad or crop the maps."
+                f"pixel_values must be (batch, {channels}, height, width) with sides that are multiples of {ratio}, "
+                f"got {tuple(pixel_values.shape)}; pad or crop the maps."
             )
+        if self.config.kind.has_scores:
+            return F.avg_pool2d(pixel_values, ratio).argmax(dim=1)
         size = [side // ratio for side in pixel_values.shape[2:]]
-        valid = (pixel_values > 0).to(pixel_values.dtype)
+        valid = self.config.kind.valid(pixel_values).to(pixel_values.dtype)
         total, weight = (
             F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
-            for x in (pixel_values * valid, valid)
+            for x in (self.config.kind.fill(pixel_values) * valid, valid)
         )
-        mean = total / weight.clamp(min=1e-6)
-        bins = (mean / self.config.max_value * self.config.num_codes).long()
-        return bins.clamp(0, self.config.num_codes - 1).squeeze(1)
+        return self._linear_bins(total / weight.clamp(min=1e-6))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Depth maps (B, 1, H, W) in metres of bins (B, h, w): bin centres, enlarged bilinearly."""
+        """Maps (B, C, H, W) in tokenizer form of bins (B, h, w): bin centres, enlarged bilinearly."""
         return self._enlarge(self.centres[codes])
 
     def decode_soft(self, logits: Tensor) -> Tensor:
-        """Depth maps (B, 1, H, W) in metres of bin logits (B, K, h, w): expected bin centres, enlarged bilinearly."""
+        """Maps (B, C, H, W) of bin logits (B, K, h, w): expected bin centres, enlarged bilinearly."""
         probabilities = (logits.float() * self.config.tau).softmax(dim=1)
-        return self._enlarge(torch.einsum("bkhw,k->bhw", probabilities, self.centres.float()))
+        equation = "bkhw,k->bhw" if self.centres.ndim == 1 else "bkhw,kc->bhwc"
+        return self._enlarge(torch.einsum(equation, probabilities, self.centres.float()))
 
-    def _enlarge(self, depth: Tensor) -> Tensor:
-        return F.interpolate(
-            depth.unsqueeze(1), scale_factor=self.config.downsample_ratio, mode="bilinear", align_corners=False
-        )
+    def _linear_bins(self, mean: Tensor) -> Tensor:
+        """Bins (B, h, w) of values (B, C, h, w), the first channel's counting most."""
+        if self.config.num_axes != self.config.num_channels:
+            mean = F.normalize(mean, dim=1)
+        (low, high), side = self.config.bounds, self.config.bins_per_axis
+        bins = ((mean - low) / (high - low) * side).long().clamp(0, side - 1)
+        code = bins[:, 0]
+        for axis in range(1, self.config.num_axes):
+            code = code * side + bins[:, axis]
+        return code
+
+    def _enlarge(self, values: Tensor) -> Tensor:
+        maps = values.unsqueeze(1) if values.ndim == 3 else values.permute(0, 3, 1, 2)
+        return F.interpolate(maps, scale_factor=self.config.downsample_ratio, mode="bilinear", align_corners=False)

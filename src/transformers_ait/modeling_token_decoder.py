@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -319,7 +320,7 @@ class AiTDecoderBlock(GradientCheckpointingLayer):
         return self.cross_attention.keys_values(self.norm2(memory))
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """All positions at once: (B, L, d) under the causal mask, attending to the memory (B, N, d)."""
+        """All positions at once: (B * T, L, d) under the causal mask, each image's T tasks attending to its (N, d)."""
         normalized = self.norm1(x)
         attended = self.self_attention(normalized, self.self_attention.keys_values(normalized), causal=True)
         return self._after_self_attention(x, attended, self.memory_keys_values(memory))
@@ -348,7 +349,9 @@ class AiTDecoderBlock(GradientCheckpointingLayer):
 
     def _after_self_attention(self, x: Tensor, attended: Tensor, cross: tuple[Tensor, Tensor]) -> Tensor:
         x = x + self.drop_path(self.drop(attended))
-        x = x + self.drop_path(self.drop(self.cross_attention(self.norm2(x), cross)))
+        # An image's tasks are one row of queries, so that its memory's keys and values stand there once.
+        queries = self.norm2(x).reshape(cross[0].shape[0], -1, x.shape[2])
+        x = x + self.drop_path(self.drop(self.cross_attention(queries, cross).reshape(x.shape)))
         return x + self.drop_path(self.mlp(self.norm3(x)))
 
 
@@ -359,15 +362,19 @@ class AiTTokenDecoder(nn.Module):
         config: widths and depths.
         vocabulary_size: rows of the tied embedding.
         parallel: own a mask embedding that stands for every input token (AiT-P).
+        num_tasks: rows of the task and position embeddings; None is the configuration's number.
     """
 
-    def __init__(self, config: AiTTokenDecoderConfig, vocabulary_size: int, parallel: bool):
+    def __init__(
+        self, config: AiTTokenDecoderConfig, vocabulary_size: int, parallel: bool, num_tasks: int | None = None
+    ):
         super().__init__()
+        num_tasks = num_tasks or config.num_tasks
         width = config.hidden_size
         self.config = config
         self.token_embeddings = nn.Parameter(torch.empty(vocabulary_size, width))
-        self.task_embeddings = nn.Parameter(torch.empty(config.num_tasks, 1, width))
-        self.position_embeddings = nn.Parameter(torch.empty(config.num_tasks, config.max_positions, width))
+        self.task_embeddings = nn.Parameter(torch.empty(num_tasks, 1, width))
+        self.position_embeddings = nn.Parameter(torch.empty(num_tasks, config.max_positions, width))
         self.mask_embedding = nn.Parameter(torch.empty(1, 1, width)) if parallel else None
         self.output_bias = nn.Parameter(torch.empty(vocabulary_size))
         self.drop = nn.Dropout(config.dropout)
@@ -388,11 +395,24 @@ class AiTTokenDecoder(nn.Module):
         return self.inputs(self.mask_embedding.expand(batch, length - 1, -1), task_id)
 
     def forward(self, inputs: Tensor, memory: Tensor) -> Tensor:
-        """Hidden states (B, L, d) of decoder inputs (B, L, d) under the causal mask."""
+        """Hidden states (B * T, L, d) of decoder inputs (B * T, L, d) under the causal mask.
+
+        Args:
+            inputs: T sequences of each image, one image after the other; T is 1 or more.
+            memory: (B, N, d).
+        """
         x = self.drop(inputs)
         for block in self.blocks:
             x = block(x, memory)
         return self.norm(x)
+
+    def forward_together(self, inputs: Sequence[Tensor], memory: Tensor) -> list[Tensor]:
+        """Hidden states (B, L, d) of several tasks' inputs (B, L, d), of any lengths, in one pass over (B, N, d)."""
+        lengths = [x.shape[1] for x in inputs]
+        # What fills up a sequence at its end is seen by no position before it.
+        filled = [F.pad(x, (0, 0, 0, max(lengths) - x.shape[1])) for x in inputs]
+        hidden = self(torch.stack(filled, dim=1).flatten(0, 1), memory).unflatten(0, (-1, len(inputs)))
+        return [hidden[:, task, :length] for task, length in enumerate(lengths)]
 
     def logits(self, hidden: Tensor, rows: slice = slice(None)) -> Tensor:
         """Logits (..., len(rows)) of hidden states (..., d); only the asked-for vocabulary rows are multiplied."""

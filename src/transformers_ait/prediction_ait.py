@@ -1,6 +1,6 @@
-"""Prediction with the task-solver: decoding of one or several tasks, and tokens back to depth, boxes and masks."""
+"""Prediction with the task-solver: decoding of one or several tasks, and tokens back to maps, boxes and masks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,22 +8,55 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from .configuration_ait import TASK_IDS
+from .configuration_dense_tasks import OBJECT_TASKS
 from .decoding_tokens import DecodedTokens, DecodingRequest, decode_in_parallel, decode_together
 from .modeling_ait_vqvae import AiTVQVAEModel
 from .modeling_bin_tokenizer import AiTBinTokenizer
-from .modeling_token_decoder import AiTTokenDecoder
 from .sequence_ait import (
     CLASS_POSITION,
     HEADER_LENGTH,
     bins_to_boxes,
-    depth_grammar,
+    map_grammar,
     object_grammar,
     parse_objects,
 )
+from .token_vocabulary import DEPTH_TASK
 
 # Masks detokenized at a time; bounds the activations of the mask decoder.
 MASK_GROUP = 256
+
+
+class DenseMaps(Mapping[str, Tensor]):
+    """Predicted native maps by task, with the batch as first axis; a number gives those of one sample as a batch of 1.
+
+    The pipelines take batches apart by numbers, read their size from `shape`, and would make a dictionary of any other
+    dictionary.
+
+    Args:
+        maps: (B, ...) by task.
+    """
+
+    def __init__(self, maps: Mapping[str, Tensor]):
+        self._maps = dict(maps)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, int):
+            return DenseMaps({task: maps[key : key + 1] for task, maps in self.items()})
+        return self._maps[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._maps)
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def __repr__(self) -> str:
+        return f"DenseMaps({self._maps})"
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B,)."""
+        return next(iter(self._maps.values())).shape[:1]
 
 
 @dataclass
@@ -33,14 +66,16 @@ class AiTOutput(ModelOutput):
     Args:
         loss: scalar training loss.
         loss_dict: unweighted means of the loss's parts.
+        task_losses: weighted losses by task, whose sum is `loss`.
         logits: (B, L, V), teacher-forced.
-        predicted_depth: (B, H, W) or (B, views, H, W) metres, not clamped; depth without labels.
+        predicted_depth: (B, H, W) or (B, views, H, W) metres, not clamped; the first depth map without labels.
         boxes: (B, N, 4) xyxy pixels of the padded input, not clipped; they may be inverted. Objects without labels.
         scores: (B, N), probability of the class among all classes and the noise class.
         class_labels: (B, N) class indices.
         mask_values: (B, N, h, w), 0.5 is the edge, not clipped to [0, 1]; instances without labels.
-        sequences: (B, L) chosen ids in the full vocabulary.
-        code_logits: depth (B, L, K), instances (B, N, tokens, K).
+        sequences: (B, L) chosen ids in the full vocabulary; of the first of several tasks, as `code_logits`.
+        code_logits: dense maps (B, L, K), instances (B, N, tokens, K).
+        dense_maps: predicted native maps by task (see `map_kinds_ait`), (B, [C,] H, W) or (B, views, [C,] H, W).
     """
 
     predicted_depth: Tensor | None = None
@@ -50,8 +85,10 @@ class AiTOutput(ModelOutput):
     mask_values: Tensor | None = None
     sequences: Tensor | None = None
     code_logits: Tensor | None = None
+    dense_maps: DenseMaps | None = None
     loss: Tensor | None = None
     loss_dict: dict[str, Tensor] | None = None
+    task_losses: dict[str, Tensor] | None = None
     logits: Tensor | None = None
 
 
@@ -62,6 +99,13 @@ class AiTPredictor:
     model: Any
     depth_tokenizer: Any
     mask_tokenizer: Any
+    dense_tokenizers: Any
+
+    def tokenizer(self, task: str) -> AiTVQVAEModel | AiTBinTokenizer:
+        """The frozen tokenizer of a dense task, or of the masks of "instance"."""
+        if task in OBJECT_TASKS:
+            return self.mask_tokenizer
+        return self.depth_tokenizer if task == DEPTH_TASK else self.dense_tokenizers[task]
 
     def get_encoder_memory(self, pixel_values: Tensor) -> Tensor:
         """Memory (B, N, d) that the decoder attends to, of images (B, 3, H, W)."""
@@ -71,7 +115,7 @@ class AiTPredictor:
     def generate(
         self,
         pixel_values: Tensor,
-        task: str | None = None,
+        task: str | Sequence[str] | None = None,
         *,
         top_p: float | None = None,
         generator: torch.Generator | None = None,
@@ -86,8 +130,9 @@ class AiTPredictor:
         """Decode a prediction.
 
         Args:
-            pixel_values: (B, 3, H, W), for depth also (B, views, 3, H, W).
-            task: "depth", "instance" or "detection"; None is `config.default_task`.
+            pixel_values: (B, 3, H, W), for dense tasks also (B, views, 3, H, W).
+            task: one of `config.tasks`, or several dense ones. None is `config.default_task`; where that is a dense
+                task of a parallel model, all of its dense tasks, which take one pass.
             top_p: nucleus of coordinates and classes, 0 is greedy; None is the configuration's choice.
             generator: source of the nucleus's randomness; the same seed gives an image the same result in any batch.
             max_objects: objects to decode, at most `config.num_objects`; None is all of them.
@@ -97,34 +142,32 @@ class AiTPredictor:
             encoder_memory: (B or B * views, N, d), `get_encoder_memory` of the same images, which spares the backbone
                 when several tasks look at one image.
             compiled: run the decoder's steps through torch.compile; the first call takes a while.
-            cuda_graphs: record a step's kernels once per run and replay them (CUDA). Neither is for a parallel model,
-                which takes no steps: compile its `model.backbone`, `model.encoder` and `model.decoder`.
+            cuda_graphs: record a step's kernels once per run and replay them (CUDA). Neither is for dense tasks of a
+                parallel model, which take no steps: compile its `model.backbone`, `model.encoder` and `model.decoder`.
 
         Returns:
-            For depth `sequences`, `code_logits` and `predicted_depth`; for objects `sequences`, `boxes`, `scores`,
-            `class_labels`, and for instances `code_logits` and `mask_values`.
+            For dense tasks `sequences`, `code_logits`, `dense_maps`, and `predicted_depth` with a depth map among them;
+            for objects `sequences`, `boxes`, `scores`, `class_labels`, and for instances `code_logits` and
+            `mask_values`.
 
         Raises:
             ValueError: unknown task, images that the model cannot take, or a memory of other images.
         """
-        task = self._resolve_task(task, task_ids)
+        tasks = self._resolve_tasks(task, task_ids)
+        if len(tasks) > 1 and not self.config.dense.keys() >= set(tasks):
+            raise ValueError(f"several tasks of one call must be dense, got {tasks}; call generate_tasks.")
         self._require_trained()
-        images, views = self._check_images(pixel_values, task)
+        images, views = self._check_images(pixel_values, tasks)
         memory = self._memory_or_given(images, encoder_memory)
-        request = self._request(task, soft_feedback, top_p, generator, max_objects)
-        if not self.config.parallel or task != "depth":
-            decoded = decode_together(self._decoder, memory, [request], compiled=compiled, cuda_graphs=cuda_graphs)[0]
-        elif compiled or cuda_graphs:
-            raise ValueError(
-                "compiled and cuda_graphs are for stepwise models, and this one is parallel: leave them out, and "
-                "compile model.model.backbone, model.model.encoder and model.model.decoder instead."
-            )
-        else:
-            decoded = decode_in_parallel(self._decoder, memory, request.task_id, request.grammar)
-        output = self._output(task, decoded, images, soft_decode)
+        requests = {name: self._request(name, soft_feedback, top_p, generator, max_objects) for name in tasks}
+        decoded = self._decode(requests, memory, compiled, cuda_graphs)
+        output = _joined([self._output(name, tokens, images, soft_decode) for name, tokens in decoded.items()])
         if len(views) > 1:
             for name in ("predicted_depth", "sequences", "code_logits"):
-                output[name] = output[name].unflatten(0, views)
+                if getattr(output, name) is not None:
+                    output[name] = getattr(output, name).unflatten(0, views)
+            maps: Mapping[str, Tensor] = output.dense_maps or {}
+            output.dense_maps = DenseMaps({task: x.unflatten(0, views) for task, x in maps.items()})
         return output
 
     @torch.no_grad()
@@ -142,7 +185,7 @@ class AiTPredictor:
         compiled: bool = False,
         cuda_graphs: bool = False,
     ) -> dict[str, AiTOutput]:
-        """Decode several tasks for the same images side by side: one encoder memory, one loop.
+        """Decode several tasks for the same images side by side: one encoder memory, one loop and one parallel pass.
 
         Args:
             pixel_values: (B, 3, H, W), no larger than every task can take.
@@ -160,36 +203,44 @@ class AiTPredictor:
             What `generate` gives for each task, by task.
 
         Raises:
-            ValueError: unknown or repeated tasks, a parallel model, or images that a task cannot take.
+            ValueError: unknown or repeated tasks, or images that a task cannot take.
         """
-        names = list(self.config.tasks) if tasks is None else [self._resolve_task(task, None) for task in tasks]
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"tasks must be different ones of {list(self.config.tasks)}, at least one; got {tasks}.")
-        if self.config.parallel:
-            raise ValueError("generate_tasks is for stepwise models, and this one is parallel; call generate per task.")
+        names = self._resolve_tasks(list(self.config.tasks) if tasks is None else list(tasks), None)
         self._require_trained()
         if pixel_values.ndim != 4:
             raise ValueError(
                 f"pixel_values must be (batch, channels, height, width), got {tuple(pixel_values.shape)}; windows and "
-                "flips of depth are for generate."
+                "flips of dense tasks are for generate."
             )
-        for name in names:
-            self._check_images(pixel_values, name)
+        self._check_images(pixel_values, names)
         memory = self._memory_or_given(pixel_values, encoder_memory)
         sources = [generator, *(generator and generator.clone_state() for _ in names[1:])]
-        requests = [
-            self._request(name, soft_feedback, top_p, source, max_objects)
+        requests = {
+            name: self._request(name, soft_feedback, top_p, source, max_objects)
             for name, source in zip(names, sources, strict=True)
-        ]
-        decoded = decode_together(self._decoder, memory, requests, compiled=compiled, cuda_graphs=cuda_graphs)
-        return {
-            name: self._output(name, tokens, pixel_values, soft_decode)
-            for name, tokens in zip(names, decoded, strict=True)
         }
+        decoded = self._decode(requests, memory, compiled, cuda_graphs)
+        return {name: self._output(name, decoded[name], pixel_values, soft_decode) for name in names}
 
-    @property
-    def _decoder(self) -> AiTTokenDecoder:
-        return self.model.decoder
+    def _decode(
+        self, requests: Mapping[str, DecodingRequest], memory: Tensor, compiled: bool, cuda_graphs: bool
+    ) -> dict[str, DecodedTokens]:
+        """Tokens by task: dense tasks of a parallel model in one pass, all others in one loop."""
+        dense = self.config.dense if self.config.parallel else {}
+        parallel, stepwise = ([name for name in requests if (name in dense) == wanted] for wanted in (True, False))
+        if (compiled or cuda_graphs) and not stepwise:
+            raise ValueError(
+                "compiled and cuda_graphs are for stepwise tasks, and these are decoded in parallel: leave them out, "
+                "and compile model.model.backbone, model.model.encoder and model.model.decoder instead."
+            )
+        decoder, found = self.model.decoder, []
+        if parallel:
+            found += decode_in_parallel(decoder, memory, [requests[name] for name in parallel])
+        if stepwise:
+            steps = [requests[name] for name in stepwise]
+            found += decode_together(decoder, memory, steps, compiled=compiled, cuda_graphs=cuda_graphs)
+        by_task = dict(zip(parallel + stepwise, found, strict=True))
+        return {name: by_task[name] for name in requests}
 
     def _request(
         self,
@@ -202,32 +253,38 @@ class AiTPredictor:
         """What to decode for a task; None is the configuration's choice."""
         config = self.config
         soft = config.soft_feedback if soft_feedback is None else soft_feedback
-        if task == "depth":
-            return DecodingRequest(TASK_IDS[task], depth_grammar(config.vocabulary, config.sequence_length(task), soft))
+        row = config.task_ids[task]
+        if task in config.dense:
+            codes = config.vocabulary.codes(task)
+            return DecodingRequest(row, map_grammar(codes, config.sequence_length(task), soft))
         count = self._check_max_objects(max_objects)
         grammar = object_grammar(config.vocabulary, count, config.tokens_per_object[task], soft)
-        return DecodingRequest(TASK_IDS[task], grammar, config.top_p if top_p is None else top_p, generator)
+        return DecodingRequest(row, grammar, config.top_p if top_p is None else top_p, generator)
 
     def _output(self, task: str, decoded: DecodedTokens, images: Tensor, soft_decode: bool | None) -> AiTOutput:
-        """Depth or objects of the decoded tokens of images (B, 3, H, W)."""
+        """A map or objects of the decoded tokens of images (B, 3, H, W)."""
         soft = self.config.soft_decode if soft_decode is None else soft_decode
-        if task != "depth":
+        if task not in self.config.dense:
             tokens = self.config.tokens_per_object[task]
             return self._objects_from_tokens(decoded.sequences, decoded.step_logits, tokens, soft)
+        kind = self.config.dense[task].map_kind
         code_logits = torch.stack(decoded.step_logits, dim=1)
-        depth = self._detokenize_depth(code_logits, soft)[:, : images.shape[2], : images.shape[3]]
-        return AiTOutput(predicted_depth=depth, sequences=decoded.sequences, code_logits=code_logits)
+        maps = kind.from_tokenizer(detokenize(self.tokenizer(task), code_logits, soft))
+        maps = maps[..., : images.shape[2], : images.shape[3]]
+        fields: dict[str, Any] = {"sequences": decoded.sequences, "code_logits": code_logits}
+        fields |= {"dense_maps": DenseMaps({task: maps})} | ({kind.output: maps} if kind.output else {})
+        return AiTOutput(**fields)
 
-    def _check_images(self, pixel_values: Tensor, task: str) -> tuple[Tensor, tuple[int, ...]]:
-        """Images (B, 3, H, W) that the task can take, and the sizes (batch,) or (batch, views) that they come from."""
-        if pixel_values.ndim not in ((4, 5) if task == "depth" else (4,)):
+    def _check_images(self, pixel_values: Tensor, tasks: Sequence[str]) -> tuple[Tensor, tuple[int, ...]]:
+        """Images (B, 3, H, W) that the tasks can take, and the sizes (batch,) or (batch, views) that they come from."""
+        dense = [task for task in tasks if task in self.config.dense]
+        if pixel_values.ndim not in ((4, 5) if len(dense) == len(tasks) else (4,)):
             raise ValueError(
-                "pixel_values must be (batch, channels, height, width), for depth also (batch, views, channels, "
+                "pixel_values must be (batch, channels, height, width), for dense tasks also (batch, views, channels, "
                 f"height, width); got {tuple(pixel_values.shape)}."
             )
         images = pixel_values.flatten(0, -4)
-        if task == "depth":
-            self._check_depth_size(images)
+        self._check_map_sizes(images, dense)
         return images, pixel_values.shape[:-3]
 
     def _require_trained(self) -> None:
@@ -270,22 +327,26 @@ class AiTPredictor:
             output.mask_values = masks.unflatten(0, codes.shape[:2])
         return output
 
-    def _detokenize_depth(self, code_logits: Tensor, soft: bool) -> Tensor:
-        """Depth (B, S, S) in metres of code logits (B, L, K), S the tokenizer's image size."""
-        return _detokenize(self.depth_tokenizer, code_logits, soft)
-
     def _detokenize_masks(self, code_logits: Tensor, soft: bool) -> Tensor:
         """Mask values (M, h, w) of code logits (M, tokens, K), not clipped."""
-        return torch.cat([_detokenize(self.mask_tokenizer, group, soft) for group in code_logits.split(MASK_GROUP)])
+        groups = [detokenize(self.mask_tokenizer, group, soft) for group in code_logits.split(MASK_GROUP)]
+        return torch.cat(groups).squeeze(1)
 
-    def _resolve_task(self, task: str | None, task_ids: Tensor | None) -> str:
-        task = task if task_ids is None else _task_of_ids(task_ids, task)
-        task = self.config.default_task if task is None else task
-        if task not in self.config.tasks:
+    def _resolve_tasks(self, task: str | Sequence[str] | None, task_ids: Tensor | None) -> list[str]:
+        """The tasks of a call; see `generate`."""
+        config = self.config
+        if task_ids is not None:
+            task = _task_of_ids(task_ids, task, config.task_ids)
+        if task is None:
+            several = config.parallel and config.default_task in config.dense
+            return list(config.dense) if several else [config.default_task]
+        names = [task] if isinstance(task, str) else list(task)
+        if not names or len(set(names)) < len(names) or not set(names) <= set(config.tasks):
             raise ValueError(
-                f"task must be one of {list(self.config.tasks)}, which this checkpoint does; got {task!r}."
+                f"task must be one of {list(config.tasks)}, which this checkpoint does, or different ones of them; got "
+                f"{task!r}."
             )
-        return task
+        return names
 
     def _check_max_objects(self, max_objects: int | None) -> int:
         limit = self.config.num_objects
@@ -293,30 +354,42 @@ class AiTPredictor:
             raise ValueError(f"max_objects must be between 1 and config.num_objects ({limit}), got {max_objects}.")
         return limit if max_objects is None else max_objects
 
-    def _check_depth_size(self, images: Tensor) -> None:
-        size = self.config.depth_tokenizer_config.image_size
-        if max(images.shape[-2:]) > size:
-            raise ValueError(
-                f"pixel_values must have sides of at most {size}, the depth tokenizer's image_size, got "
-                f"{tuple(images.shape)}; resize or cut windows with AiTDepthImageProcessor."
-            )
+    def _check_map_sizes(self, images: Tensor, tasks: Iterable[str]) -> None:
+        for task in tasks:
+            size = self.config.dense[task].tokenizer_config.image_size
+            if max(images.shape[-2:]) > size:
+                raise ValueError(
+                    f"pixel_values must have sides of at most {size}, the {task} tokenizer's image_size, got "
+                    f"{tuple(images.shape)}; resize or cut windows with AiTDenseImageProcessor."
+                )
 
 
-def _task_of_ids(task_ids: Tensor, task: str | None) -> str:
+def _task_of_ids(task_ids: Tensor, task: str | Sequence[str] | None, rows: Mapping[str, int]) -> str:
     """The task that a batch's ids name, which must be `task` where that is given."""
-    names = [name for name, index in TASK_IDS.items() if (task_ids == index).all()]
+    names = [name for name, row in rows.items() if (task_ids == row).all()]
     if task_ids.numel() == 0 or len(names) != 1 or task not in (None, *names):
         raise ValueError(
-            f"task_ids must all be one of {TASK_IDS} and agree with task, got {task_ids.tolist()} and task={task!r}; "
+            f"task_ids must all be one of {dict(rows)} and agree with task, got {task_ids.tolist()} and task={task!r}; "
             "set `task` of the image processor."
         )
     return names[0]
 
 
-def _detokenize(tokenizer: AiTVQVAEModel | AiTBinTokenizer, code_logits: Tensor, soft: bool) -> Tensor:
-    """Maps (B, S, S) of code logits (B, L, K), in float32 also under autocast."""
+def _joined(outputs: Sequence[AiTOutput]) -> AiTOutput:
+    """One output of several dense tasks: all maps, and what else the first of them gives."""
+    if len(outputs) == 1:
+        return outputs[0]
+    maps = DenseMaps({task: maps for output in outputs for task, maps in (output.dense_maps or {}).items()})
+    fields: dict[str, Any] = {}
+    for output in reversed(outputs):
+        fields |= dict(output.items())
+    return AiTOutput(**(fields | {"dense_maps": maps}))
+
+
+def detokenize(tokenizer: AiTVQVAEModel | AiTBinTokenizer, code_logits: Tensor, soft: bool) -> Tensor:
+    """Maps (B, C, S, S) in tokenizer form of code logits (B, L, K), in float32 also under autocast."""
     side = tokenizer.config.grid_size
     with torch.autocast(code_logits.device.type, enabled=False):
         if soft:
-            return tokenizer.decode_soft(code_logits.float().transpose(1, 2).unflatten(2, (side, side))).squeeze(1)
-        return tokenizer.decode(code_logits.argmax(dim=-1).unflatten(1, (side, side))).squeeze(1)
+            return tokenizer.decode_soft(code_logits.float().transpose(1, 2).unflatten(2, (side, side)))
+        return tokenizer.decode(code_logits.argmax(dim=-1).unflatten(1, (side, side)))

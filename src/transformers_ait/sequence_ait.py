@@ -33,9 +33,9 @@ class TokenStep:
     rival: int | None = None
 
 
-def depth_grammar(vocabulary: TokenVocabulary, length: int, soft: bool) -> list[TokenStep]:
-    """Grammar of a depth map: `length` depth codes in row-major order."""
-    return [TokenStep(vocabulary.depth_codes, soft)] * length
+def map_grammar(codes: IdRange, length: int, soft: bool) -> list[TokenStep]:
+    """Grammar of a dense map: `length` codes of its task's ids, in row-major order."""
+    return [TokenStep(codes, soft)] * length
 
 
 def object_grammar(
@@ -49,19 +49,19 @@ def object_grammar(
     return (header + [code] * (tokens_per_object - HEADER_LENGTH)) * num_objects
 
 
-def depth_sequence(codes: Tensor, supervised: Tensor, vocabulary: TokenVocabulary) -> tuple[Tensor, Tensor]:
-    """Teacher-forcing inputs and targets of depth maps (AiT, arXiv 2301.02229).
+def map_sequence(codes: Tensor, supervised: Tensor, ids: IdRange) -> tuple[Tensor, Tensor]:
+    """Teacher-forcing inputs and targets of dense maps (AiT, arXiv 2301.02229).
 
     Args:
-        codes: (B, h, w) depth codes.
+        codes: (B, h, w) codes.
         supervised: (B,) bool, False for maps without any valid pixel.
-        vocabulary: the token map.
+        ids: the task's ids in the vocabulary.
 
     Returns:
         Input ids (B, L - 1), which stand behind the task embedding, and target ids (B, L), -100 where unsupervised.
     """
-    ids = vocabulary.depth_codes.to_ids(codes.flatten(1))
-    return ids[:, :-1], torch.where(supervised[:, None], ids, IGNORE_INDEX)
+    tokens = ids.to_ids(codes.flatten(1))
+    return tokens[:, :-1], torch.where(supervised[:, None], tokens, IGNORE_INDEX)
 
 
 def boxes_to_bins(boxes: Tensor, num_bins: int, scale: float) -> Tensor:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+DEPTH_TASK = "depth"  # the dense task whose ids and row were there before there were others
+
 
 @dataclass(frozen=True)
 class IdRange:
@@ -32,14 +34,16 @@ class IdRange:
 
 @dataclass(frozen=True)
 class TokenVocabulary:
-    """Layout of the vocabulary: coordinates, classes, two special tokens, mask codes, depth codes, spare ids.
+    """Layout of the vocabulary: coordinates, classes, two specials, mask and depth codes, spare ids, further codes.
 
     Args:
         num_bins: coordinate bins; a coordinate takes one of `num_bins + 1` ids, both ends included.
         num_classes: object classes.
         num_mask_codes: codebook size of the mask tokenizer.
         num_depth_codes: codebook size of the depth tokenizer.
-        num_spare: ids at the end that no task uses (some published checkpoints carry 128 of them).
+        num_spare: ids that no task uses (some published checkpoints carry 128 of them).
+        dense_codes: (task, codebook size) of every dense task but depth. Their ids come last, so that a new task moves
+            none of the others.
     """
 
     num_bins: int
@@ -47,6 +51,7 @@ class TokenVocabulary:
     num_mask_codes: int
     num_depth_codes: int
     num_spare: int = 0
+    dense_codes: tuple[tuple[str, int], ...] = ()
 
     @property
     def coordinates(self) -> IdRange:
@@ -78,7 +83,19 @@ class TokenVocabulary:
         """Ids of the depth tokenizer's codes."""
         return IdRange(self.mask_codes.stop, self.mask_codes.stop + self.num_depth_codes)
 
+    def codes(self, task: str) -> IdRange:
+        """Ids of a dense task's codes.
+
+        Raises:
+            KeyError: the vocabulary has no such task.
+        """
+        ranges, start = {DEPTH_TASK: self.depth_codes}, self.depth_codes.stop + self.num_spare
+        for name, size in self.dense_codes:
+            ranges[name] = IdRange(start, start + size)
+            start += size
+        return ranges[task]
+
     @property
     def size(self) -> int:
         """Total number of ids."""
-        return self.depth_codes.stop + self.num_spare
+        return self.depth_codes.stop + self.num_spare + sum(size for _, size in self.dense_codes)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..configuration_ait import TASK_IDS
-from ..decoding_tokens import decode_autoregressively, decode_in_parallel
+from ..decoding_tokens import DecodingRequest, decode_autoregressively, decode_in_parallel, decode_together
 from ..modeling_ait_swinv2 import Workspace
-from ..sequence_ait import depth_grammar, object_grammar
+from ..sequence_ait import map_grammar, object_grammar
 from . import plain
 from .key_map import NameMap
 from .original_config import HEADS
@@ -215,9 +215,10 @@ def _run_decoder_steps(ids: Tensor, memory: Tensor, task_id: int, model: Any) ->
 def _run_depth_decoding(memory: Tensor, model: Any) -> Tensor:
     """Logits of the first depth codes, decoded as the model's configuration says."""
     config = model.config
-    decode = decode_in_parallel if config.parallel else decode_autoregressively
-    grammar = depth_grammar(config.vocabulary, DECODED_STEPS, config.soft_feedback)
-    return torch.stack(decode(model.model.decoder, memory, TASK_IDS["depth"], grammar).step_logits, dim=1)
+    grammar = map_grammar(config.vocabulary.depth_codes, DECODED_STEPS, config.soft_feedback)
+    requests = [DecodingRequest(TASK_IDS["depth"], grammar)]
+    decode = decode_in_parallel if config.parallel else decode_together
+    return torch.stack(decode(model.model.decoder, memory, requests)[0].step_logits, dim=1)
 
 
 def _run_object_decoding(task: str, memory: Tensor, model: Any) -> Tensor:
