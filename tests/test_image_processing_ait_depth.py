@@ -16,7 +16,8 @@ from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel, 
 from transformers.utils import ModelOutput
 
 import transformers_ait  # noqa: F401  # registers the processor
-from transformers_ait.image_processing_ait_depth import AiTDepthImageProcessor, window_layout
+from transformers_ait.image_processing_ait_dense import window_layout
+from transformers_ait.image_processing_ait_depth import AiTDepthImageProcessor
 
 SIDE = 32
 
@@ -271,9 +272,9 @@ def test_kinds_of_depth(tmp_path):
     [
         (np.ones((SIDE, SIDE - 1), np.float32), ValueError, r"depth_maps\[1\] has shape \(32, 31\).* 32 x 32"),
         (np.ones((SIDE, SIDE), np.uint16), TypeError, r"depth_maps\[1\] has dtype uint16"),
-        (np.full((SIDE, SIDE), -1.0), ValueError, r"depth_maps\[1\] has negative.*0"),
-        (np.full((SIDE, SIDE), np.nan), ValueError, r"depth_maps\[1\] has negative, NaN"),
-        (np.full((SIDE, SIDE), np.inf), ValueError, r"depth_maps\[1\] has negative, NaN or infinite"),
+        (np.full((SIDE, SIDE), -1.0), ValueError, r"depth_maps\[1\] must be finite and not negative.*0"),
+        (np.full((SIDE, SIDE), np.nan), ValueError, r"depth_maps\[1\] must be finite"),
+        (np.full((SIDE, SIDE), np.inf), ValueError, r"depth_maps\[1\] must be finite"),
         (Image.new("L", (SIDE, SIDE)), TypeError, r"depth_maps\[1\] is a PIL image of mode 'L'"),
         ("depth.png", TypeError, r"depth_maps\[1\] must be a PIL image.*got str"),
     ],

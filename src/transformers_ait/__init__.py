@@ -14,18 +14,29 @@ from transformers import (
     AutoModelForImageSegmentation,
     AutoModelForInstanceSegmentation,
     AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
 )
 from transformers.models.auto import modeling_auto
 
 from .coco_annotations_ait import contiguous_categories
-from .configuration_ait import AiTBinTokenizerConfig, AiTConfig, AiTSwinV2Config, AiTVQVAEConfig
+from .configuration_ait import (
+    AiTBinTokenizerConfig,
+    AiTConfig,
+    AiTDenseTaskConfig,
+    AiTSwinV2Config,
+    AiTVQVAEConfig,
+)
+from .configuration_plain_dense import AiTPlainDenseConfig
 from .configuration_token_decoder import AiTTokenDecoderConfig
+from .image_processing_ait_dense import AiTDenseImageProcessor
 from .image_processing_ait_depth import AiTDepthImageProcessor
 from .image_processing_ait_instance import AiTInstanceImageProcessor
 from .modeling_ait import AiTForDenseAndInstancePrediction, AiTModel, AiTModelOutput, AiTOutput
 from .modeling_ait_swinv2 import AiTSwinV2Backbone
 from .modeling_ait_vqvae import AiTVQVAEModel, AiTVQVAEOutput
 from .modeling_bin_tokenizer import AiTBinTokenizer
+from .modeling_plain_dense import AiTPlainDenseModel
 from .remote_code import save_with_code
 from .token_vocabulary import TokenVocabulary
 
@@ -35,12 +46,16 @@ __all__ = [
     "AiTBinTokenizer",
     "AiTBinTokenizerConfig",
     "AiTConfig",
+    "AiTDenseImageProcessor",
+    "AiTDenseTaskConfig",
     "AiTDepthImageProcessor",
     "AiTForDenseAndInstancePrediction",
     "AiTInstanceImageProcessor",
     "AiTModel",
     "AiTModelOutput",
     "AiTOutput",
+    "AiTPlainDenseConfig",
+    "AiTPlainDenseModel",
     "AiTSwinV2Backbone",
     "AiTSwinV2Config",
     "AiTTokenDecoderConfig",
@@ -57,6 +72,7 @@ for _config_class, _model_class in (
     (AiTVQVAEConfig, AiTVQVAEModel),
     (AiTBinTokenizerConfig, AiTBinTokenizer),
     (AiTSwinV2Config, AiTSwinV2Backbone),
+    (AiTPlainDenseConfig, AiTPlainDenseModel),
 ):
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
     AutoModel.register(_config_class, _model_class, exist_ok=True)
@@ -67,25 +83,34 @@ for _auto_class in (
     AutoModelForImageSegmentation,
     AutoModelForInstanceSegmentation,
     AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
 ):
     _auto_class.register(AiTConfig, AiTForDenseAndInstancePrediction, exist_ok=True)
+for _auto_class in (AutoModelForDepthEstimation, AutoModelForSemanticSegmentation):
+    _auto_class.register(AiTPlainDenseConfig, AiTPlainDenseModel, exist_ok=True)
 
 # The segmentation and detection pipelines copy these tables, which forgets registered classes, and then log an error
-# for a model that works. Private to transformers, hence the default.
+# for a model that works; one entry does for every kind of segmentation. Private to transformers, hence the default.
 for _task in ("INSTANCE_SEGMENTATION", "OBJECT_DETECTION"):
     getattr(modeling_auto, f"MODEL_FOR_{_task}_MAPPING_NAMES", {}).setdefault(
         AiTConfig.model_type, AiTForDenseAndInstancePrediction.__name__
     )
+getattr(modeling_auto, "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES", {}).setdefault(
+    AiTPlainDenseConfig.model_type, AiTPlainDenseModel.__name__
+)
 
 
 class _InstanceProcessorKey(AiTConfig):
     """Stands for the second image processor: one entry holds one class, or saved processors come back as another."""
 
 
-AutoImageProcessor.register(AiTConfig, image_processor_classes={"torchvision": AiTDepthImageProcessor}, exist_ok=True)
-AutoImageProcessor.register(
-    _InstanceProcessorKey, image_processor_classes={"torchvision": AiTInstanceImageProcessor}, exist_ok=True
-)
+for _key, _processor_class in (
+    (AiTConfig, AiTDepthImageProcessor),
+    (_InstanceProcessorKey, AiTInstanceImageProcessor),
+    (AiTPlainDenseConfig, AiTDenseImageProcessor),
+):
+    AutoImageProcessor.register(_key, image_processor_classes={"torchvision": _processor_class}, exist_ok=True)
 
 if importlib.util.find_spec("datasets") is not None:  # an optional requirement, imported in a quarter of a second
     from . import data  # noqa: F401

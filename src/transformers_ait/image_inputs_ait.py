@@ -1,4 +1,4 @@
-"""What the image processors of this family share: images of any kind to upright 8-bit RGB, and sizes of images."""
+"""What the image processors of this family share: images to upright 8-bit RGB, maps to tensors, sizes of images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +12,27 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import ImageInput, load_image
 from transformers.utils import logging
 
+from .map_kinds_ait import IGNORED_CLASS, MapKind
+
 logger = logging.get_logger(__name__)
 
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # older Pillow opens 16-bit PNG as "I"
 SIXTEEN_TO_EIGHT_BIT = 257.0  # 65535 / 255
+MILLIMETRES_PER_METRE = 1000.0
+MIN_STORED_LENGTH = 0.5  # of an 8-bit normal; grey 127 or 128, which stands for no normal, is far shorter
+# What a map of a kind may be, as a PIL image and as an array.
+PIL_MAPS = {
+    "depth": "16-bit millimetres or mode 'F' metres",
+    "normals": "8-bit RGB, where a component is value / 127.5 - 1",
+    "classes": "class ids in mode 'L', 'P', 'I;16' or 'I'",
+    "values": "mode 'F'",
+}
+ARRAY_MAPS = {
+    "depth": "depth is floating-point metres; millimetres are `depth / 1000.0`",
+    "normals": "normals are floating-point unit vectors",
+    "classes": "classes are integer ids",
+    "values": "values are floating-point",
+}
 
 TargetSizes = Sequence[tuple[int, int]] | Tensor | None
 
@@ -58,6 +75,78 @@ class AiTImageProcessorBase(TorchvisionBackend):
         return image.to(torch.float32) / (1.0 / scale)
 
 
+def native_map(value: Any, kind: MapKind, name: str) -> Tensor:
+    """One map of any accepted type in its kind's native form, without the batch axis.
+
+    Args:
+        value: depth: float (H, W) metres, or PIL 16-bit millimetres or mode F metres. Normals: float (3, H, W) or
+            (H, W, 3) unit vectors, or PIL 8-bit RGB, n = value / 127.5 - 1 made of length 1, invalid where shorter than
+            0.5. Classes: integer (H, W) ids, or PIL of mode L, P, I;16 or I. Values: float (H, W) or (C, H, W), or PIL
+            of mode F.
+        kind: what its values mean.
+        name: what errors call it.
+
+    Returns:
+        (H, W) or (C, H, W), float32 or int64.
+
+    Raises:
+        TypeError: another type, mode or dtype.
+        ValueError: another shape, or values that the kind cannot have.
+    """
+    if isinstance(value, Image.Image):
+        value = _array_of_map(value, kind.name, name)
+    if not isinstance(value, (np.ndarray, Tensor)):
+        raise TypeError(f"{name} must be a PIL image, NumPy array or torch tensor, got {type(value).__name__}.")
+    tensor = torch.as_tensor(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value)
+    if tensor.is_floating_point() == kind.has_scores:
+        raise TypeError(f"{name} has dtype {value.dtype}, but {ARRAY_MAPS[kind.name]}.")
+    shape = tuple(tensor.shape)
+    if kind.has_channels and kind.channels is None and tensor.ndim == 2:
+        tensor = tensor[None]
+    elif kind.has_channels and tensor.ndim == 3 and shape[0] != kind.channels == shape[2]:
+        tensor = tensor.movedim(-1, 0)
+    if tensor.ndim != 2 + kind.has_channels or (kind.has_channels and kind.channels not in (None, len(tensor))):
+        form = f"({kind.channels or 'channels'}, height, width)" if kind.has_channels else "(height, width)"
+        raise ValueError(f"{name} has shape {shape}, but a map of kind {kind.name!r} is {form}.")
+    tensor = tensor.to(torch.int64 if kind.has_scores else torch.float32)
+    # No class can have the id that marks invalid pixels; the model knows how many it has.
+    channels = IGNORED_CLASS if kind.has_scores else kind.channels or len(tensor)
+    kind.check(tensor[None], channels, name)
+    return tensor
+
+
+def native_maps(maps: Any, images: Sequence[Tensor], kind: MapKind, name: str) -> list[Tensor]:
+    """One map, or a list or batch of maps, in native form on the devices of their images; see `native_map`.
+
+    Args:
+        maps: one map or as many as images.
+        images: (3, H, W); their maps must have these sizes.
+        kind: what the values mean.
+        name: what errors call the maps.
+
+    Raises:
+        TypeError: as `native_map`, or no list.
+        ValueError: as `native_map`, another number of maps than images, or another size.
+    """
+    is_array = isinstance(maps, (np.ndarray, Tensor))
+    if isinstance(maps, Image.Image) or (is_array and maps.ndim <= 2 + kind.has_channels):
+        maps = [maps]
+    if not is_array and not isinstance(maps, (list, tuple)):
+        raise TypeError(f"{name} must be one map or a list of maps, got {type(maps).__name__}.")
+    if len(maps) != len(images):
+        raise ValueError(f"{name} must hold one map per image, got {len(maps)} for {len(images)} images.")
+    checked = []
+    for index, (one, image) in enumerate(zip(maps, images, strict=True)):
+        native = native_map(one, kind, f"{name}[{index}]")
+        if native.shape[-2:] != image.shape[-2:]:
+            raise ValueError(
+                f"{name}[{index}] has shape {tuple(native.shape)}, but its upright image is {image.shape[-2]} x "
+                f"{image.shape[-1]}; give the map at the image's size."
+            )
+        checked.append(native.to(image.device))
+    return checked
+
+
 def checked_target_sizes(target_sizes: TargetSizes, batch_size: int) -> list[tuple[int, int]] | None:
     """Target sizes as a list of (height, width), one for each image of the batch; None stays None.
 
@@ -76,6 +165,21 @@ def checked_target_sizes(target_sizes: TargetSizes, batch_size: int) -> list[tup
             raise ValueError(f"target_sizes[{index}] must be (height, width) in whole pixels, got {size!r}.")
         checked.append((int(pair[0]), int(pair[1])))
     return checked
+
+
+def _array_of_map(image: Image.Image, kind: str, name: str) -> np.ndarray:
+    """Values of a map that is stored as an image; see `native_map`."""
+    if kind == "depth" and image.mode in SIXTEEN_BIT_MODES:
+        return np.array(image, dtype=np.float32) / MILLIMETRES_PER_METRE
+    if kind == "classes" and image.mode in ("L", "P", *SIXTEEN_BIT_MODES):
+        return np.array(image, dtype=np.int64)
+    if kind == "normals" and image.mode == "RGB":
+        vectors = np.array(image, dtype=np.float32) / 127.5 - 1
+        length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        return np.where(length < MIN_STORED_LENGTH, 0, vectors / np.maximum(length, MIN_STORED_LENGTH))
+    if kind in ("depth", "values") and image.mode == "F":
+        return np.array(image)
+    raise TypeError(f"{name} is a PIL image of mode {image.mode!r}; use {PIL_MAPS[kind]}.")
 
 
 def _open_image(source: str | Path) -> Image.Image:

@@ -23,14 +23,13 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import ModelOutput, TensorType, logging
 
 from .coco_annotations_ait import annotation_box, annotation_mask, encode_masks
-from .configuration_ait import TASK_IDS
+from .configuration_dense_tasks import OBJECT_TASKS, TASK_IDS
 from .image_inputs_ait import AiTImageProcessorBase, TargetSizes, checked_target_sizes
 from .mask_geometry_ait import MASK_THRESHOLD, paste_masks, proper_boxes
 
 logger = logging.get_logger(__name__)
 
 BACKGROUND = -1  # in segmentation maps; segment ids count from 0
-OBJECT_TASKS = ("detection", "instance")
 
 
 class AiTInstanceImageProcessorKwargs(ImagesKwargs, total=False):

@@ -12,6 +12,8 @@ AUTO_MAP = {
     "AutoModelForImageSegmentation": "modeling_ait.AiTForDenseAndInstancePrediction",
     "AutoModelForInstanceSegmentation": "modeling_ait.AiTForDenseAndInstancePrediction",
     "AutoModelForObjectDetection": "modeling_ait.AiTForDenseAndInstancePrediction",
+    "AutoModelForSemanticSegmentation": "modeling_ait.AiTForDenseAndInstancePrediction",
+    "AutoModelForUniversalSegmentation": "modeling_ait.AiTForDenseAndInstancePrediction",
 }
 
 
