@@ -11,7 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor
 
-from transformers_ait import AiTDepthImageProcessor, AiTForDenseAndInstancePrediction, AiTInstanceImageProcessor
+from transformers_ait import (
+    AiTDenseImageProcessor,
+    AiTDepthImageProcessor,
+    AiTForDenseAndInstancePrediction,
+    AiTInstanceImageProcessor,
+)
 from transformers_ait.export import ExportError, driver, export_checkpoint, exporter, programs
 from transformers_ait.export.__main__ import main
 
@@ -43,9 +48,12 @@ def save(tiny_model, tmp_path_factory, small):
         folder = tmp_path_factory.mktemp("checkpoint") / "model"
         model = tiny_model(**(small | overrides))
         model.to(dtype).save_pretrained(folder)
-        if model.config.default_task == "depth":
-            processor = AiTDepthImageProcessor(size={"height": 32, "width": 32}, num_windows=1, do_flip_augment=False)
-            AiTDepthImageProcessor.from_dict(processor.to_dict() | NORMALIZED).save_pretrained(folder)
+        if model.config.default_task in model.config.dense:
+            kinds = {task: spec.kind for task, spec in model.config.dense.items()}
+            of_depth = kinds == {"depth": "depth"}
+            processor_class = AiTDepthImageProcessor if of_depth else AiTDenseImageProcessor
+            settings = {"size": {"height": 32, "width": 32}, "num_windows": 1, "do_flip_augment": False}
+            processor_class(**settings, **NORMALIZED, map_kinds=kinds).save_pretrained(folder)
         else:
             size = {"height": 32, "width": 32}
             AiTInstanceImageProcessor(size={"longest_edge": 32}, pad_size=size).save_pretrained(folder)
@@ -176,6 +184,49 @@ def test_shipped_checkpoints(name, repository, tmp_path):
     assert max(deviation.maximum for deviation in report.deviations) < DEPTH_BOUND
 
 
+# --- other maps -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several(tiny_vqvae_config):
+    """Settings of a model of depth, normals and classes, whose grids of codes differ."""
+    names = ["wall", "floor", "lamp"]
+    labels = dict(enumerate(names))
+    normals = tiny_vqvae_config(map_kind="normals", num_codes=9, tau=0.8)
+    classes = tiny_vqvae_config(map_kind="classes", id2label=labels, num_codes=7, downsample_ratio=16)
+    tables = [
+        {"name": "normals", "kind": "normals", "tokenizer_config": normals},
+        {"name": "semantic", "kind": "classes", "tokenizer_config": classes},
+    ]
+    return {"dense_tasks": tables, "tasks": ("depth", "normals", "semantic"), "id2label": labels}
+
+
+@pytest.mark.parametrize(
+    ("task", "channels", "parallel"),
+    [("semantic", 3, True), ("normals", 3, False), pytest.param("normals", 3, True, marks=pytest.mark.slow)],
+)
+def test_the_map_that_was_asked_for(task, channels, parallel, save, several):
+    folder = save(**several, parallel=parallel)
+    output = folder.parent / "exported"
+    export_checkpoint(folder, output, file_format="torch", task=task)
+    settings, parts = torch_parts(output, task)
+    assert set(parts) == ({task} if parallel else {"encoder", "step", "detokenizer"})
+    entry = settings["outputs"][f"predicted_{task}"]
+    assert entry["shape"] == ["batch", channels, 32, 32]
+    assert entry.get("class_names") == (["wall", "floor", "lamp"] if task == "semantic" else None)
+    model = load(folder)
+    for images in batches():
+        expected = model.generate(images, task).dense_maps[task].numpy()
+        found = driver.predict_map(parts, settings, images.numpy())
+        assert found.shape == (len(images), channels, 32, 32) and expected.std() > 0.01
+        assert np.abs(found - expected).max() < DEPTH_BOUND
+    # The check that the export makes is one that another task's map does not pass.
+    name = task if parallel else "detokenizer"
+    spoilt = parts | {name: lambda arrays: {output: x[:, ::-1] for output, x in parts[name](arrays).items()}}
+    with pytest.raises(ExportError, match=f"predicted_{task} deviate"):
+        exporter.check_parts(model, task, spoilt, settings, 2)
+
+
 # --- objects ----------------------------------------------------------------------------------------------------------
 
 
@@ -301,7 +352,7 @@ def test_what_cannot_be_exported(save, monkeypatch):
     def data_dependent(self, pixel_values):
         return pixel_values if pixel_values.sum() > 0 else -pixel_values
 
-    monkeypatch.setattr("transformers_ait.export.modules.ParallelDepth.forward", data_dependent)
+    monkeypatch.setattr("transformers_ait.export.modules.ParallelMap.forward", data_dependent)
     with pytest.raises(ExportError, match=r"The depth cannot be exported .* a fixed batch \(--batch N\)"):
         export_checkpoint(folder, folder.parent / "exported", file_format="torch")
     assert nothing_left(folder.parent / "exported")

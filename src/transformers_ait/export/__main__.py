@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", help="checkpoint folder of this family, with its preprocessor_config.json")
     parser.add_argument("--output", required=True, help="folder to write; must not exist or be empty")
     parser.add_argument("--format", choices=sorted(SUFFIXES), default="onnx", help="onnx, or torch for .pt2 files")
-    parser.add_argument("--task", help="depth, instance or detection; without it the checkpoint's default task")
+    parser.add_argument("--task", help="a task of the checkpoint; without it the default one")
     parser.add_argument("--batch", type=int, help="fixed number of images at a time; without it any number")
     return parser
 

@@ -73,12 +73,18 @@ def decode(
     return np.stack(all_logits, axis=1)
 
 
+def predict_map(parts: dict[str, Part], settings: dict, pixel_values: np.ndarray) -> np.ndarray:
+    """Map (B, [C,] S, S) of images (B, 3, S, S); `settings["outputs"]` says what its values are."""
+    (output,) = settings["outputs"]
+    if "grammar" not in settings:  # a task that is predicted in one pass is a single part
+        return parts[settings["task"]]({"pixel_values": pixel_values})[output]
+    code_logits = decode(parts, settings, pixel_values)
+    return parts["detokenizer"]({"code_logits": code_logits})[output]
+
+
 def predict_depth(parts: dict[str, Part], settings: dict, pixel_values: np.ndarray) -> np.ndarray:
     """Depth (B, S, S) in metres, not clamped, of images (B, 3, S, S)."""
-    if "depth" in parts:  # a parallel model is a single part
-        return parts["depth"]({"pixel_values": pixel_values})["predicted_depth"]
-    code_logits = decode(parts, settings, pixel_values)
-    return parts["detokenizer"]({"code_logits": code_logits})["predicted_depth"]
+    return predict_map(parts, settings, pixel_values)
 
 
 def predict_objects(parts: dict[str, Part], settings: dict, pixel_values: np.ndarray) -> Arrays:

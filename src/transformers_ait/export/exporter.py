@@ -16,6 +16,7 @@ from .metadata import (
     PROCESSOR_FILE,
     grammar_metadata,
     image_metadata,
+    in_one_pass,
     output_metadata,
     processor_path,
     write_metadata,
@@ -56,7 +57,7 @@ def export_checkpoint(
 ) -> Report:
     """Export a task-solver in float32, whatever the checkpoint's precision.
 
-    A parallel depth model becomes one file from image to depth; an autoregressive model becomes `encoder`, `step` and
+    A dense task of a parallel model becomes one file from image to map; any other becomes `encoder`, `step` and
     `detokenizer`, which the loop of `driver.py` joins. `export.json` and `preprocessor_config.json` go beside them.
 
     Args:
@@ -166,7 +167,7 @@ def _write(
         "input": image_metadata(processor_file, config, task),
         "outputs": output_metadata(config, task),
     }
-    if not config.parallel:
+    if not in_one_pass(config, task):
         settings |= grammar_metadata(config, task)
     opened = {name: open_part(path, parts[name]) for name, path in paths.items()}
     batches = CHECKED_BATCHES if batch is None else (batch,)

@@ -6,23 +6,29 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..configuration_ait import TASK_IDS
+from ..map_kinds_ait import MapKind
 from ..modeling_ait import AiTForDenseAndInstancePrediction
 from ..modeling_ait_vqvae import AiTVQVAEModel
 from ..modeling_bin_tokenizer import AiTBinTokenizer
 from ..modeling_token_decoder import AiTAttention, AiTDecoderBlock
 
 
-class ParallelDepth(nn.Module):
-    """A parallel model end to end: image in, depth out."""
+class ParallelMap(nn.Module):
+    """A dense task of a parallel model end to end: image in, map out.
 
-    def __init__(self, model: AiTForDenseAndInstancePrediction):
+    Args:
+        model: the model.
+        task: what to predict.
+    """
+
+    def __init__(self, model: AiTForDenseAndInstancePrediction, task: str):
         super().__init__()
         self.model = model
+        self.task = task
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Depth (B, S, S) in metres, not clamped, of images (B, 3, S, S)."""
-        return self.model.generate(pixel_values, "depth").predicted_depth
+        """Predicted native map (B, [C,] S, S) of images (B, 3, S, S)."""
+        return self.model.generate(pixel_values, self.task).dense_maps[self.task]
 
 
 class MemoryEncoder(nn.Module):
@@ -48,7 +54,7 @@ class DecodingStep(nn.Module):
 
     Args:
         model: an autoregressive model.
-        task: "depth", "instance" or "detection".
+        task: one of the model's.
         rows: the vocabulary rows that the task uses, V' of them.
     """
 
@@ -60,7 +66,8 @@ class DecodingStep(nn.Module):
 
     def __init__(self, model: AiTForDenseAndInstancePrediction, task: str, rows: slice):
         super().__init__()
-        decoder, index, length = model.model.decoder, TASK_IDS[task], model.config.sequence_length(task)
+        config, decoder = model.config, model.model.decoder
+        index, length = config.task_ids[task], config.sequence_length(task)
         self.blocks = decoder.blocks
         self.norm = decoder.norm
         self.register_buffer("start", decoder.task_embeddings[index].detach().clone())
@@ -98,24 +105,28 @@ class DecodingStep(nn.Module):
 
 
 class Detokenizer(nn.Module):
-    """Code logits to depth maps or masks.
+    """Code logits to dense maps or masks.
 
     Args:
-        tokenizer: a model's depth or mask tokenizer.
+        tokenizer: of one of a model's tasks.
         soft: decode probabilities instead of the most probable codes.
+        kind: of a dense task's map; None are masks.
     """
 
-    def __init__(self, tokenizer: AiTVQVAEModel | AiTBinTokenizer, soft: bool):
+    def __init__(self, tokenizer: AiTVQVAEModel | AiTBinTokenizer, soft: bool, kind: MapKind | None):
         super().__init__()
         self.tokenizer = tokenizer
         self.soft = soft
+        self.kind = kind
 
     def forward(self, code_logits: Tensor) -> Tensor:
-        """Maps (B, S, S) of code logits (B, L, K)."""
+        """Predicted native maps (B, [C,] S, S), or masks (B, S, S), of code logits (B, L, K)."""
         side = self.tokenizer.config.grid_size
         if self.soft:
-            return self.tokenizer.decode_soft(code_logits.transpose(1, 2).unflatten(2, (side, side))).squeeze(1)
-        return self.tokenizer.decode(code_logits.argmax(dim=-1).unflatten(1, (side, side))).squeeze(1)
+            decoded = self.tokenizer.decode_soft(code_logits.transpose(1, 2).unflatten(2, (side, side)))
+        else:
+            decoded = self.tokenizer.decode(code_logits.argmax(dim=-1).unflatten(1, (side, side)))
+        return decoded.squeeze(1) if self.kind is None else self.kind.from_tokenizer(decoded)
 
 
 def _heads(attention: AiTAttention, x: Tensor) -> Tensor:

@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..configuration_ait import TASK_IDS, AiTConfig
+from ..configuration_ait import AiTConfig
 from ..decoding_tokens import decode_autoregressively
 from ..modeling_ait import AiTForDenseAndInstancePrediction
-from ..sequence_ait import HEADER_LENGTH, depth_grammar, object_grammar
+from ..sequence_ait import HEADER_LENGTH
 from .driver import Part, choose_next, decode
-from .metadata import input_size, used_rows
-from .modules import DecodingStep, Detokenizer, MemoryEncoder, ParallelDepth
+from .metadata import in_one_pass, input_size, map_name, task_grammar, used_rows
+from .modules import DecodingStep, Detokenizer, MemoryEncoder, ParallelMap
 from .programs import EXAMPLE_BATCH, ExportError, ModulePart
 
-# Largest difference from the model: metres of depth, mask values (0..1), logits.
+# Largest difference from the model: metres of depth, values of other maps by their scale, mask values (0..1), logits.
 TOLERANCE = 1e-3
 
 
@@ -35,7 +35,7 @@ class Deviation:
 
 
 def build_parts(model: AiTForDenseAndInstancePrediction, task: str, batch: int | None) -> dict[str, ModulePart]:
-    """Modules by name: `depth` of a parallel model; else `encoder`, `step` and, unless for boxes alone, `detokenizer`.
+    """Modules by name: a parallel model's dense task; else `encoder`, `step` and, unless for boxes, `detokenizer`.
 
     Args:
         model: a float32 model in evaluation mode.
@@ -44,20 +44,20 @@ def build_parts(model: AiTForDenseAndInstancePrediction, task: str, batch: int |
     """
     config, count = model.config, batch or EXAMPLE_BATCH
     images = {"pixel_values": _random_images(config, task, count)}
-    if config.parallel:
-        return {"depth": ModulePart(ParallelDepth(model), images, ("predicted_depth",), ("pixel_values",))}
+    output = map_name(config, task)
+    if in_one_pass(config, task):
+        return {task: ModulePart(ParallelMap(model, task), images, (output,), ("pixel_values",))}
     blocks = range(config.decoder_config.num_decoder_layers)
     names = [f"{kind}_{block}" for block in blocks for kind in ("keys", "values")]
     memory = tuple(f"memory_{name}" for name in names)
     parts = {"encoder": ModulePart(MemoryEncoder(model), images, memory, ("pixel_values",))}
     parts["step"] = _step_part(model, task, count, names)
-    tokenizer = {"depth": model.depth_tokenizer, "instance": model.mask_tokenizer}.get(task)
-    if tokenizer is not None:
+    if output:
+        tokenizer, spec = model.tokenizer(task), config.dense.get(task)
         # Masks are decoded for every object of every image.
-        maps = count if task == "depth" else count * config.num_objects
+        maps = count * config.num_objects if spec is None else count
         code_logits = {"code_logits": torch.randn(maps, tokenizer.config.num_tokens, tokenizer.config.num_codes)}
-        output = "predicted_depth" if task == "depth" else "mask_values"
-        detokenizer = Detokenizer(tokenizer, config.soft_decode)
+        detokenizer = Detokenizer(tokenizer, config.soft_decode, None if spec is None else spec.map_kind)
         parts["detokenizer"] = ModulePart(detokenizer, code_logits, (output,), ("code_logits",))
     return parts
 
@@ -100,18 +100,21 @@ def check_parts(
     """
     images = _random_images(model.config, task, batch)
     expected = model.generate(images, task, top_p=0.0)
-    if "depth" in parts:
-        depth = parts["depth"]({"pixel_values": images.numpy()})["predicted_depth"]
-        return [_require_close("predicted_depth", depth, expected.predicted_depth.numpy(), batch)]
+    output, spec = map_name(model.config, task), model.config.dense.get(task)
+    maps = expected.mask_values if spec is None else expected.dense_maps[task]
+    scale = 1.0 if spec is None else getattr(spec.tokenizer_config, "value_scale", 1.0)
+    if in_one_pass(model.config, task):
+        found = parts[task]({"pixel_values": images.numpy()})[output]
+        return [_require_close(output, found / scale, maps.numpy() / scale, batch)]
     reference, known = _reference_logits(model, task, images, settings)
     logits = decode(
         parts, settings, images.numpy(), lambda _, position, __: choose_next(settings, position, reference[:, position])
     )
     deviations = [_require_close("logits", np.where(known, logits, 0), reference, batch)]
-    if "detokenizer" in parts:
-        output = "predicted_depth" if task == "depth" else "mask_values"
-        maps = parts["detokenizer"]({"code_logits": _code_logits(logits, settings)})[output]
-        deviations.append(_require_close(output, maps, getattr(expected, output).numpy().reshape(maps.shape), batch))
+    if output:
+        code_logits = _mask_logits(logits, settings) if spec is None else logits
+        found = parts["detokenizer"]({"code_logits": code_logits})[output]
+        deviations.append(_require_close(output, found / scale, maps.numpy().reshape(found.shape) / scale, batch))
     return deviations
 
 
@@ -120,14 +123,10 @@ def _reference_logits(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The model's own logits (B, L, V'), 0 where the grammar allows nothing, and where (L, V') it allows something."""
     config, rows = model.config, used_rows(model.config, task)
-    if task == "depth":
-        grammar = depth_grammar(config.vocabulary, config.sequence_length(task), config.soft_feedback)
-    else:
-        tokens = config.tokens_per_object[task]
-        grammar = object_grammar(config.vocabulary, config.num_objects, tokens, config.soft_feedback)
+    grammar = task_grammar(config, task, config.sequence_length(task) if task in config.dense else config.num_objects)
     with torch.no_grad():
         memory = model.get_encoder_memory(images)
-    decoded = decode_autoregressively(model.model.decoder, memory, TASK_IDS[task], grammar)
+    decoded = decode_autoregressively(model.model.decoder, memory, config.task_ids[task], grammar)
     reference = np.zeros((len(images), len(grammar), rows.size), np.float32)
     known = np.zeros(reference.shape[1:], bool)
     for position, (step, logits) in enumerate(zip(grammar, decoded.step_logits, strict=True)):
@@ -138,10 +137,8 @@ def _reference_logits(
     return reference, known
 
 
-def _code_logits(logits: np.ndarray, settings: dict) -> np.ndarray:
-    """Code logits of every depth map or mask, of logits (B, L, V')."""
-    if settings["task"] == "depth":
-        return logits
+def _mask_logits(logits: np.ndarray, settings: dict) -> np.ndarray:
+    """Code logits of every mask, of logits (B, L, V')."""
     grammar = settings["grammar"]
     return logits.reshape(-1, len(grammar), logits.shape[2])[
         :, HEADER_LENGTH:, grammar[-1]["start"] : grammar[-1]["stop"]
