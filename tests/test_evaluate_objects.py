@@ -22,6 +22,7 @@ from transformers_ait.engine.evaluation_instances import ImageScore, ObjectEvalu
 from transformers_ait.metrics import coco_metrics, lvis_metrics
 
 pytest_plugins = ["evaluation_cases"]
+TOKENS = "autoregressive, soft tokens"
 
 
 def noisy_truth(evaluation, indices):
@@ -154,18 +155,25 @@ def test_detection_is_measured_by_boxes_alone(object_model, coco, tmp_path, monk
     assert stored["settings"]["split"] == "validation" and stored["versions"]["torch"] == torch.__version__
 
 
-def test_a_joint_model_does_what_is_asked(object_model, rooms, tmp_path):
+@pytest.mark.parametrize(("parallel", "mode"), [(False, "autoregressive, soft tokens"), (True, "parallel")])
+def test_a_joint_model_does_all_or_what_is_asked(parallel, mode, object_model, rooms, tmp_path):
     folder = tmp_path / "joint"
-    model = object_model(SYNTHETIC_ROOMS_CLASSES, tasks=("instance", "depth"), default_task="instance")
+    tasks = {"tasks": ("instance", "depth"), "default_task": "instance", "parallel": parallel}
+    model = object_model(SYNTHETIC_ROOMS_CLASSES, **tasks)
     model.save_pretrained(folder)
     AiTInstanceImageProcessor(size={"longest_edge": 32}, pad_size=SIZE, task="instance").save_pretrained(folder)
     AiTDepthImageProcessor(size=SIZE, task="depth").save_pretrained(folder / "depth")
     settings = {"limit": 2, "soft_only": True}
-    assert "mask_AP" in evaluate([folder], rooms, **settings)["autoregressive, soft tokens"].metrics
-    lines = evaluate([folder], rooms, task="depth", **settings)
-    assert "rmse" in lines["autoregressive, soft tokens"].metrics
+    evaluate([folder], rooms, **settings, output=tmp_path / "results", panels=0)
+    stored = json.loads((tmp_path / "results" / "results.json").read_text())["results"]
+    names = [f"{folder}: depth: {mode}", "constant", "constant, median", f"{folder}: instance: {TOKENS}"]
+    assert [line["name"] for line in stored] == names
+    assert "rmse" in stored[0]["metrics"] and "mask_AP" in stored[3]["metrics"]
+    alone = evaluate([folder], rooms, task="instance", **settings)
+    assert list(alone) == [TOKENS] and alone[TOKENS].metrics["mask_AP"] == stored[3]["metrics"]["mask_AP"]
+    assert "rmse" in evaluate([folder], rooms, task="depth", **settings)[mode].metrics
     (folder / "depth" / "preprocessor_config.json").unlink()
-    with pytest.raises(EvaluationError, match="no AiTDepthImageProcessor"):
+    with pytest.raises(EvaluationError, match="no AiTDenseImageProcessor"):
         evaluate([folder], rooms, task="depth", **settings)
 
 

@@ -8,15 +8,18 @@
         training/evaluate.py runs/instance/model --dataset coco_instances --options '{"data_dir": "coco"}' \\
         --dtype bf16 --output results
 
-Depth is judged by nine metrics, each the mean over images. Images go through the checkpoint's own image processor,
-which defines windows and flips; on NYU Depth v2, rows 45:471 and columns 41:601 count. The last rows predict one depth
-everywhere: the mean and the median of all true depths. Objects are judged by the average precision of boxes, masks
-and boundaries, as COCO or LVIS defines it. A VQ-VAE is judged by its reconstruction of the truth. Autoregressive
-models that decode softly appear twice, the second time with hard tokens.
+Every dense task that the data has a column for gets a table (`--task` chooses one), then come the objects. Depth is
+judged by nine metrics, each the mean over images; normals by angles, classes by mIoU and accuracies and real values
+by errors, over the pixels of all images. Images go through the checkpoint's own image processor, which defines
+windows and flips; on NYU Depth v2, rows 45:471 and columns 41:601 count. The last rows of a table predict one value
+everywhere: the mean and the median of all true depths, the mean direction of normals, the most frequent class.
+Objects are judged by the average precision of boxes, masks and boundaries, as COCO or LVIS defines it. A VQ-VAE is
+judged by its reconstruction of the truth. Autoregressive models that decode softly appear twice, the second time with
+hard tokens.
 
-`--output DIR` gets results.json and results.md, and for each row of the table per_image.csv and worst.png (the images
-with the largest RMSE, or with the lowest F1 of objects, counting scores of at least 0.3 and an IoU of at least 0.5),
-for objects also predictions.json.
+`--output DIR` gets results.json and results.md, and for each row of a table per_image.csv and worst.png (the images
+with the worst RMSE, mean angle or mIoU, or with the lowest F1 of objects, counting scores of at least 0.3 and an IoU
+of at least 0.5), for objects also predictions.json.
 """
 
 import argparse
@@ -43,7 +46,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", default=ROOMS, help="name for datasets.load_dataset")
     parser.add_argument("--split", help="default: test, of coco_instances validation")
     parser.add_argument("--options", type=json_object, default={}, help="further arguments of load_dataset, as JSON")
-    parser.add_argument("--task", choices=("depth", "detection", "instance"), help="of models that do several")
+    parser.add_argument("--task", help="of models that do several; of a tokenizer the name of its maps")
+    parser.add_argument("--columns", type=json_object, default={}, help="task to column of the truth, as JSON")
     parser.add_argument("--baseline-split", help="split whose mean and median are the constants; default: --split")
     parser.add_argument("--eval-crop", choices=("nyu", "none"), help="default: nyu for nyu_depth_v2")
     parser.add_argument("--annotations", help="annotation file of COCO or LVIS data that coco_instances did not read")
@@ -74,8 +78,8 @@ def json_object(text: str) -> dict[str, Any]:
 
 def make_settings(arguments: argparse.Namespace) -> EvaluationSettings:
     """What the command line asks for."""
-    names = ("folders", "dataset", "task", "baseline_split", "limit", "batch_size", "dtype", "soft_only", "panels")
-    given = {name: getattr(arguments, name) for name in (*names, "annotations")}
+    names = ("folders", "dataset", "task", "columns", "baseline_split", "limit", "batch_size", "dtype", "soft_only")
+    given = {name: getattr(arguments, name) for name in (*names, "panels", "annotations")}
     split = arguments.split or ("validation" if arguments.dataset == "coco_instances" else "test")
     options = arguments.options
     if arguments.dataset == ROOMS:

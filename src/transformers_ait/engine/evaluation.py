@@ -19,10 +19,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from ..metrics import DEPTH_METRICS
+from ..metrics import MAP_METRICS
 from .checkpoints import replace_text
-from .evaluation_depth import DepthEvaluation, mean_metrics
-from .evaluation_inputs import Checkpoint, EvaluationSettings, inspect_checkpoint, load_rows
+from .evaluation_dense import DenseEvaluation, mean_figures
+from .evaluation_inputs import Checkpoint, EvaluationError, EvaluationSettings, inspect_checkpoint, load_rows
 from .evaluation_instances import ObjectEvaluation
 from .instance_data import PREFIXES
 
@@ -39,11 +39,11 @@ class EvaluationRow:
     """One line of a table.
 
     Args:
-        name: the folder and how it was used.
-        task: "depth", "detection" or "instance".
+        name: the folder, its task where it has several, and how it was used.
+        task: what was evaluated; of constants the column.
         metrics: figures by name.
         folder: the checkpoint; None for constants.
-        seconds: time that it took, reading the data included.
+        seconds: time that it took for all dense tasks of the checkpoint together, reading the data included.
         classes: names that only one of model and data has.
         files: what was written, relative to the folder of results.
     """
@@ -67,7 +67,7 @@ def run_evaluation(settings: EvaluationSettings) -> list[EvaluationRow]:
     `per_image.csv` and `worst.png`, and for objects `predictions.json`.
 
     Returns:
-        The lines of the tables, depth first; the same in every process.
+        The lines of the tables, those of dense tasks first; the same in every process.
 
     Raises:
         EvaluationError: settings, dataset and checkpoints that do not fit together.
@@ -79,16 +79,19 @@ def run_evaluation(settings: EvaluationSettings) -> list[EvaluationRow]:
         rows = load_rows(settings, settings.split, settings.limit)
         split = settings.baseline_split
         baseline_rows = rows if split is None else load_rows(settings, split, None)
-    checkpoints = [inspect_checkpoint(folder, settings.task, rows.column_names) for folder in settings.folders]
+    checkpoints = [inspect_checkpoint(folder, settings, rows.column_names) for folder in settings.folders]
+    unknown = settings.columns.keys() - {task for checkpoint in checkpoints for task in checkpoint.dense}
+    if unknown:
+        raise EvaluationError(f"columns names {sorted(unknown)}, which are no dense tasks that are evaluated.")
     evaluator = _Evaluator(settings, accelerator, checkpoints)
-    depth = [checkpoint for checkpoint in checkpoints if checkpoint.task == "depth"]
-    objects = [checkpoint for checkpoint in checkpoints if checkpoint.task != "depth"]
+    dense = [checkpoint for checkpoint in checkpoints if checkpoint.dense]
+    objects = [checkpoint for checkpoint in checkpoints if checkpoint.objects]
     tables: list[tuple[Iterator[EvaluationRow], Sequence[str]]] = []
-    if depth:
-        on_depth = DepthEvaluation(rows, baseline_rows, settings, accelerator)
-        for checkpoint in depth:
-            on_depth.check(checkpoint)
-        tables.append((evaluator.depth_lines(on_depth, depth), DEPTH_METRICS))
+    if dense:
+        on_maps = DenseEvaluation(rows, baseline_rows, dense, settings, accelerator)
+        for checkpoint in dense:
+            on_maps.check(checkpoint)
+        tables += evaluator.dense_tables(on_maps, dense)
     if objects:
         on_objects = ObjectEvaluation(rows, settings, accelerator)
         for checkpoint in objects:
@@ -96,11 +99,11 @@ def run_evaluation(settings: EvaluationSettings) -> list[EvaluationRow]:
         tables.append((evaluator.object_lines(on_objects, objects), object_columns(on_objects, objects)))
     if settings.output is not None and accelerator.is_main_process:
         settings.output.mkdir(parents=True, exist_ok=True)
-    lines = [line for table, columns in tables for line in evaluator.print_table(table, columns)]
+    printed = [(evaluator.print_table(table, columns), columns) for table, columns in tables]
     if settings.output is not None and accelerator.is_main_process:
-        _write_results(settings, settings.output, rows, lines, accelerator)
+        _write_results(settings, settings.output, rows, printed, accelerator)
     accelerator.wait_for_everyone()
-    return lines
+    return [line for lines, _ in printed for line in lines]
 
 
 class _Evaluator:
@@ -113,29 +116,51 @@ class _Evaluator:
         self.accelerator = accelerator
         self.short_names = _short_names([checkpoint.folder for checkpoint in checkpoints])
 
-    def depth_lines(self, evaluation: DepthEvaluation, checkpoints: Sequence[Checkpoint]) -> Iterator[EvaluationRow]:
-        """A line per model and way to decode, then the constants."""
-        for checkpoint in checkpoints:
-            for label, predict in evaluation.contenders(checkpoint):
+    def dense_tables(
+        self, evaluation: DenseEvaluation, checkpoints: Sequence[Checkpoint]
+    ) -> list[tuple[Iterator[EvaluationRow], Sequence[str]]]:
+        """Lines and figures of each column's table: a line per model and way to decode, then the constants."""
+        measured: dict[Path, list[tuple[str, EvaluationRow]]] = {}
+        several = len(evaluation.targets) > 1
+
+        def lines(column: str) -> Iterator[EvaluationRow]:
+            for checkpoint in checkpoints:
+                if any(target.column == column for target in checkpoint.dense.values()):
+                    if checkpoint.folder not in measured:
+                        measured[checkpoint.folder] = list(self._dense_lines(evaluation, checkpoint))
+                    yield from (line for of_column, line in measured[checkpoint.folder] if of_column == column)
+            target = evaluation.targets[column]
+            for label, predict in evaluation.constants(column):
                 start = time.perf_counter()
-                name = f"{checkpoint.folder}: {label}"
-                per_row = evaluation.measure(predict, name)
-                metrics, seconds = mean_metrics(per_row), time.perf_counter() - start
-                folder, files = self._files_folder(checkpoint, label), []
-                if folder is not None:
-                    files = [f"{folder.name}/{file}" for file in evaluation.write(predict, per_row, folder)]
-                yield EvaluationRow(name, "depth", metrics, str(checkpoint.folder), seconds, files=files)
-        for label, predict in evaluation.constants():
+                statistics = evaluation.measure(predict, {column: target}, label)[column]
+                metrics, seconds = mean_figures(column, target, statistics), time.perf_counter() - start
+                yield EvaluationRow(f"{column}: {label}" if several else label, column, metrics, seconds=seconds)
+
+        return [(lines(column), MAP_METRICS[target.kind.metric].names) for column, target in evaluation.targets.items()]
+
+    def _dense_lines(self, evaluation: DenseEvaluation, checkpoint: Checkpoint) -> Iterator[tuple[str, EvaluationRow]]:
+        """Column and line of every task and way to decode; each way predicts a row once for all tasks."""
+        for label, predict in evaluation.contenders(checkpoint):
             start = time.perf_counter()
-            metrics = mean_metrics(evaluation.measure(predict, label))
-            yield EvaluationRow(label, "depth", metrics, seconds=time.perf_counter() - start)
+            of_task = evaluation.measure(predict, checkpoint.dense, f"{checkpoint.folder}: {label}")
+            seconds = time.perf_counter() - start
+            for task, statistics in of_task.items():
+                target, name = checkpoint.dense[task], _label(checkpoint, task, label)
+                metrics = mean_figures(task, target, statistics)
+                folder, files = self._files_folder(checkpoint, name), []
+                if folder is not None:
+                    written = evaluation.write(predict, task, target, statistics, folder)
+                    files = [f"{folder.name}/{file}" for file in written]
+                name, place = f"{checkpoint.folder}: {name}", str(checkpoint.folder)
+                yield target.column, EvaluationRow(name, task, metrics, place, seconds, files=files)
 
     def object_lines(self, evaluation: ObjectEvaluation, checkpoints: Sequence[Checkpoint]) -> Iterator[EvaluationRow]:
         """A line per model and way to decode."""
         for checkpoint in checkpoints:
             iou_types = evaluation.iou_types(checkpoint)
-            for label, predict in evaluation.contenders(checkpoint):
-                start = time.perf_counter()
+            for mode, predict in evaluation.contenders(checkpoint):
+                start, task = time.perf_counter(), str(checkpoint.objects)
+                label = _label(checkpoint, task, mode)
                 name = f"{checkpoint.folder}: {label}"
                 metrics, found = evaluation.measure(predict, iou_types, name)
                 seconds = time.perf_counter() - start
@@ -147,7 +172,7 @@ class _Evaluator:
                 if hasattr(checkpoint.config, "tasks"):
                     match = evaluation.match(checkpoint)
                     classes = {"unknown_to_the_model": match.unknown, "not_in_the_data": match.unused}
-                yield EvaluationRow(name, checkpoint.task, metrics, str(checkpoint.folder), seconds, classes, files)
+                yield EvaluationRow(name, task, metrics, str(checkpoint.folder), seconds, classes, files)
 
     def print_table(self, lines: Iterator[EvaluationRow], columns: Sequence[str]) -> list[EvaluationRow]:
         """Print every line as soon as it is there."""
@@ -168,6 +193,11 @@ class _Evaluator:
         folder = self.settings.output / re.sub(r"[^A-Za-z0-9._]+", "-", name)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def _label(checkpoint: Checkpoint, task: str, label: str) -> str:
+    """How a checkpoint was used; with the task where several of its tasks are evaluated."""
+    return f"{task}: {label}" if len(checkpoint.tasks) > 1 else label
 
 
 def object_columns(evaluation: ObjectEvaluation, checkpoints: Sequence[Checkpoint]) -> list[str]:
@@ -229,7 +259,7 @@ def _write_results(
     settings: EvaluationSettings,
     folder: Path,
     rows: datasets.Dataset,
-    lines: Sequence[EvaluationRow],
+    tables: Sequence[tuple[Sequence[EvaluationRow], Sequence[str]]],
     accelerator: Accelerator,
 ) -> None:
     """`results.json` and `results.md`, each complete or absent."""
@@ -244,19 +274,12 @@ def _write_results(
         **environment,
         "rows": len(rows),
         "settings": asked,
-        "results": [_for_json(asdict(line)) for line in lines],
+        "results": [_for_json(asdict(line)) for lines, _ in tables for line in lines],
     }
     replace_text(folder / "results.json", json.dumps(content, indent=1) + "\n")
-    tables = []
-    for is_depth in (True, False):
-        group = [line for line in lines if (line.task == "depth") == is_depth]
-        if group:
-            names = {name for line in group for name in line.metrics}
-            figures = [f"{kind}_{figure}" for kind in KINDS for figure in SHOWN_FIGURES]
-            columns = DEPTH_METRICS if is_depth else [name for name in figures if name in names]
-            tables.append(markdown_table(group, columns))
+    written = [markdown_table(lines, columns) for lines, columns in tables]
     data = f"{settings.dataset}, split {settings.split}, {len(rows)} rows"
-    replace_text(folder / "results.md", f"{data}, {now[:10]}\n\n" + "\n".join(tables))
+    replace_text(folder / "results.md", f"{data}, {now[:10]}\n\n" + "\n".join(written))
 
 
 def _for_json(value: Any) -> Any:

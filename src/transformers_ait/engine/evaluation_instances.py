@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from ..coco_annotations_ait import MIN_POLYGON, contiguous_categories
-from ..configuration_ait import AiTVQVAEConfig
+from ..configuration_tokenizers import AiTVQVAEConfig
 from ..data import COCOInstancesConfig
 from ..data.coco_files import LVIS_COLUMNS
 from ..image_processing_ait_instance import AiTInstanceImageProcessor
@@ -27,7 +27,7 @@ from ..metrics import coco_metrics, lvis_metrics
 from ..modeling_ait import AiTForDenseAndInstancePrediction
 from ..modeling_ait_vqvae import AiTVQVAEModel
 from .evaluation_batches import evaluate_in_batches
-from .evaluation_depth import token_modes
+from .evaluation_dense import token_modes
 from .evaluation_inputs import (
     Checkpoint,
     EvaluationError,
@@ -154,15 +154,15 @@ class ObjectEvaluation:
         processor, to_data = find_processor(checkpoint, AiTInstanceImageProcessor), self.match(checkpoint).to_data
         # Detection writes no codes, so soft and hard tokens are the same there.
         detection: list[tuple[str, dict[str, bool]]] = [("detection", {})]
-        modes = detection if checkpoint.task == "detection" else token_modes(config, self.settings.soft_only)
+        modes = detection if checkpoint.objects == "detection" else token_modes(config, self.settings.soft_only)
         for label, switches in modes:
-            arguments = {"task": checkpoint.task, **switches}
+            arguments = {"task": checkpoint.objects, **switches}
             yield label, partial(self._predict, model, processor, to_data, arguments)
 
     def iou_types(self, checkpoint: Checkpoint) -> tuple[str, ...]:
         """What is measured of a checkpoint."""
         tokenizer = isinstance(checkpoint.config, AiTVQVAEConfig)
-        return TOKENIZER_IOU_TYPES if tokenizer else IOU_TYPES[checkpoint.task]
+        return TOKENIZER_IOU_TYPES if tokenizer else IOU_TYPES[str(checkpoint.objects)]
 
     def measure(
         self, predict: Predict, iou_types: Sequence[str], name: str
