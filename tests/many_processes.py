@@ -28,22 +28,24 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from transformers_ait import AiTVQVAEConfig, AiTVQVAEModel
 from transformers_ait.distributed_ait import mean_over_processes
-from transformers_ait.engine.depth_data import DepthPairs
-from transformers_ait.engine.depth_training import DepthTask, build_depth_model
+from transformers_ait.engine.dense_data import DenseRows
+from transformers_ait.engine.dense_training import DenseTask, build_dense_model
 from transformers_ait.engine.instance_data import InstanceRows, evaluate_objects
 from transformers_ait.engine.instance_training import InstanceTask, build_instance_model
 from transformers_ait.engine.loop import make_accelerator, train
-from transformers_ait.engine.recipes import DepthRecipe, InstanceRecipe, VQVAERecipe, build_recipe
+from transformers_ait.engine.recipe_models import DenseRecipe, InstanceRecipe, VQVAERecipe
+from transformers_ait.engine.recipes import build_recipe
 from transformers_ait.engine.reporting import LOG_FILE, read_log
 from transformers_ait.engine.sampling import SeededSamples, process_share
-from transformers_ait.engine.vqvae_training import VQVAEDepthTask, VQVAEMaskTask
+from transformers_ait.engine.vqvae_training import VQVAEMapTask, VQVAEMaskTask
+from transformers_ait.map_kinds_ait import MAP_KINDS
 from transformers_ait.metrics import depth_metrics_per_image
 
 SIDE, HEIGHT, WIDTH = 32, 32, 40
 NAMES = ["cup", "dog", "chair"]
 WAYS = {"one": (1, 4), "two": (2, 2), "accumulated": (1, 1)}
 """How: processes, and samples per forward pass; a step has 4 samples everywhere."""
-CASES = ("vqvae-depth", "vqvae-masks", "depth", "depth-soft", "detection", "instance")
+CASES = ("vqvae-depth", "vqvae-classes", "vqvae-masks", "depth", "depth-soft", "dense", "detection", "instance")
 BACKBONE = {
     "model_type": "ait_swinv2",
     "embed_dim": 8,
@@ -65,24 +67,36 @@ DECODER = {
     "drop_path_rate": 0.0,
     "initializer_range": 0.2,
 }
-BINS = {"model_type": "ait_bin_tokenizer", "image_size": SIDE, "downsample_ratio": 8, "num_codes": 8}
+BINS = {"model_type": "ait_bin_tokenizer", "image_size": SIDE, "downsample_ratio": 8}
+KINDS = {"depth": "depth", "normals": "normals", "classes": "classes"}
 MASKS = {"image_size": 16, "hidden_size": 4, "downsample_ratio": 8, "num_codes": 8, "code_dim": 8}
 MASKS |= {"symmetric_range": True, "ignore_zero": False}
 SOLVER = {"image_size": SIDE, "backbone_config": BACKBONE, "decoder_config": DECODER}
 
 
-def depth_rows(count, seed):
-    """Images of ramps with depth to match; holes of very different shares, and one map without any depth."""
+def map_rows(count, seed):
+    """Images of ramps with depth, normals and classes to match; holes of very different shares.
+
+    Some images have no depth at all, some no normals, some no classes.
+    """
     rng = np.random.default_rng(seed)
-    images, depths = [], []
+    columns = {name: [] for name in ("image", *KINDS)}
     for number in range(count):
         ramp = np.linspace(0, 1, WIDTH)[None] * rng.uniform(0.5, 4) + rng.uniform(0.5, 3, (HEIGHT, 1))
         holes = rng.random(ramp.shape) < rng.uniform(0, 0.9)
-        ramp_in_holes = np.where(holes, 0, ramp) * (number != 3)
-        depths.append(Image.fromarray((ramp_in_holes * 1000).astype(np.uint16)))
-        images.append(Image.fromarray((np.stack([ramp * 30] * 3, -1) % 256).astype(np.uint8)))
-    features = datasets.Features({"image": datasets.Image(), "depth": datasets.Image()})
-    return DepthPairs(datasets.Dataset.from_dict({"image": images, "depth": depths}, features), in_memory=True)
+        columns["depth"].append((np.where(holes, 0, ramp) * 1000 * (number != 3)).astype(np.uint16))
+        columns["image"].append((np.stack([ramp * 30] * 3, -1) % 256).astype(np.uint8))
+        vectors = np.stack([np.sin(ramp), np.zeros_like(ramp), -np.cos(ramp)], -1)
+        vectors[holes | (number in (1, 4))] = 0
+        columns["normals"].append(np.rint((vectors + 1) * 127.5).astype(np.uint8))
+        columns["classes"].append(np.where(holes | (number == 6), 255, ramp.clip(0, 4)).astype(np.uint8))
+    pictures = {name: [Image.fromarray(pixels) for pixels in column] for name, column in columns.items()}
+    return datasets.Dataset.from_dict(pictures, datasets.Features(dict.fromkeys(columns, datasets.Image())))
+
+
+def dense_rows(rows, kinds):
+    """Training and evaluation rows with maps of some kinds, each a task of the same name."""
+    return [DenseRows(table, {kind: MAP_KINDS[kind] for kind in kinds}, in_memory=True) for table in rows]
 
 
 def object_rows(count, seed):
@@ -128,20 +142,24 @@ def make_task(case, data, tokenizer, folder, micro_batch):
     set_seed(0)
     if case.startswith("vqvae"):
         kind = case.removeprefix("vqvae-")
-        config = {**MASKS, "image_size": SIDE, "symmetric_range": False, "ignore_zero": True}
-        config = config if kind == "depth" else MASKS
+        dense = {**MASKS, "map_kind": kind, "image_size": SIDE, "symmetric_range": False}
+        config = MASKS if kind == "masks" else dense | ({"num_channels": 5} if kind == "classes" else {})
         # Restarted codes hide what was collected, so that only the maps of depth have them, and late.
         restart = {"every": 2, "until": 1.0} if kind == "depth" else {}
-        its = recipe(VQVAERecipe, folder, micro_batch, patch_mask={"patch_size": 4}, restart=restart, maps=kind)
-        task_class, rows = (VQVAEDepthTask, data[0]) if kind == "depth" else (VQVAEMaskTask, data[1])
+        its = recipe(VQVAERecipe, folder, micro_batch, patch_mask={"patch_size": 4}, restart=restart)
+        task_class = VQVAEMaskTask if kind == "masks" else VQVAEMapTask
+        rows = data[1] if kind == "masks" else dense_rows(data[0], [kind])
         model = AiTVQVAEModel(AiTVQVAEConfig(**config))
         with torch.no_grad():
             model.decoder.output.bias += 2 if kind == "depth" else 0  # metres; less than nothing is all the same
         return its, task_class(model, *rows, its)
-    if case.startswith("depth"):
-        config = {**SOLVER, "num_depth_codes": 8, "depth_tokenizer_config": BINS, "soft_decode": case == "depth-soft"}
-        its = recipe(DepthRecipe, folder, micro_batch, model={"config": config})
-        return its, DepthTask(build_depth_model(its.model), *data[0], its)
+    if case.startswith("d") and case != "detection":
+        tasks = list(KINDS) if case == "dense" else ["depth"]
+        bins = {"depth": {"num_codes": 8}, "normals": {"num_codes": 9}, "classes": {"num_channels": 5}}
+        entries = [{"name": name, "kind": KINDS[name], "tokenizer_config": BINS | bins[name]} for name in tasks]
+        config = {**SOLVER, "num_depth_codes": 8, "dense_tasks": entries, "soft_decode": case == "depth-soft"}
+        its = recipe(DenseRecipe, folder, micro_batch, model={"config": config})
+        return its, DenseTask(build_dense_model(its.model), *dense_rows(data[0], tasks), its)
     config = {**SOLVER, "tasks": [case], "num_bins": 10, "num_objects": 4, "num_mask_codes": 8}
     model = {"config": config, "mask_tokenizer": str(tokenizer) if case == "instance" else None}
     its = recipe(InstanceRecipe, folder, micro_batch, model=model, augmentation={"scale": [0.8, 1.2]})
@@ -151,9 +169,12 @@ def make_task(case, data, tokenizer, folder, micro_batch):
 @contextmanager
 def planted_errors(task):
     """Errors that the comparison must see: each micro-batch and each process minds only itself."""
+
+    def alike(trainer, batches):
+        return torch.stack([torch.ones_like(task.weight(batch), dtype=torch.float32) for batch in batches])
+
     with ExitStack() as stack:
-        own = "transformers_ait.engine.loop._Trainer._shares"
-        stack.enter_context(patch(own, lambda self, batches: torch.ones(len(batches))))
+        stack.enter_context(patch("transformers_ait.engine.loop._Trainer._shares", alike))
         for module in ("modeling_ait", "engine.vqvae_training"):
             stack.enter_context(patch(f"transformers_ait.{module}.mean_over_processes", lambda tensor: tensor))
         stack.enter_context(patch("transformers_ait.vector_quantizer.sum_over_processes", lambda tensor: tensor))
@@ -197,10 +218,10 @@ def naive_evaluation(task, accelerator):
     task.model.eval()
     values = []
     for index in process_share(3, accelerator.process_index, accelerator.num_processes):
-        target = task._eval_depth(index)
+        target = task._eval_map(index)
         with torch.no_grad():
-            prediction = task.model(target[None]).reconstruction[0, 0].clamp(min=1e-3)
-        values.append(depth_metrics_per_image(prediction, target[0])[0]["rmse"])
+            prediction = task.model(target[None, None]).reconstruction[0, 0].clamp(min=1e-3)
+        values.append(depth_metrics_per_image(prediction, target)[0]["rmse"])
     return mean_over_processes(torch.tensor(np.nanmean(values))).item()
 
 
@@ -270,7 +291,7 @@ def main(folder):
     """Everything, one way after the other."""
     torch.manual_seed(0)
     AiTVQVAEModel(AiTVQVAEConfig(**MASKS)).save_pretrained(folder / "tokenizer")
-    data = ((depth_rows(8, 0), depth_rows(3, 1)), (object_rows(8, 0), object_rows(3, 1)))
+    data = ((map_rows(8, 0), map_rows(3, 1)), (object_rows(8, 0), object_rows(3, 1)))
     for way, (processes, _) in WAYS.items():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

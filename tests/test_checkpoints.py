@@ -24,14 +24,17 @@ from transformers_ait.engine.checkpoints import (
     replace_folder,
     save_checkpoint,
 )
-from transformers_ait.engine.depth_data import DepthPairs
-from transformers_ait.engine.depth_training import DepthTask, build_depth_model
+from transformers_ait.engine.dense_data import DenseRows
+from transformers_ait.engine.dense_training import DenseTask, build_dense_model
 from transformers_ait.engine.loop import check_run_folder, make_accelerator, number_of_steps, train
-from transformers_ait.engine.recipes import DepthRecipe, RecipeError, VQVAERecipe, build_recipe
+from transformers_ait.engine.recipe_models import DepthRecipe, VQVAERecipe
+from transformers_ait.engine.recipes import RecipeError, build_recipe
 from transformers_ait.engine.reporting import LOG_FILE, RunLog, read_log
-from transformers_ait.engine.vqvae_training import VQVAEDepthTask
+from transformers_ait.engine.vqvae_training import VQVAEMapTask
+from transformers_ait.map_kinds_ait import MAP_KINDS
 
 SIZE = 32
+DEPTH = {"depth": MAP_KINDS["depth"]}
 DEPTH_MODEL = {
     "image_size": SIZE,
     "num_bins": 4,
@@ -76,7 +79,7 @@ def rows(count, seed):
         depths.append(Image.fromarray((np.where(holes, 0, ramp) * 1000).astype(np.uint16)))
         images.append(Image.fromarray((np.stack([ramp * 30] * 3, -1) % 256).astype(np.uint8)))
     features = datasets.Features({"image": datasets.Image(), "depth": datasets.Image()})
-    return DepthPairs(datasets.Dataset.from_dict({"image": images, "depth": depths}, features), in_memory=True)
+    return DenseRows(datasets.Dataset.from_dict({"image": images, "depth": depths}, features), DEPTH, in_memory=True)
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +114,8 @@ def vqvae_recipe(output, **changes):
 def make_task(recipe, data):
     set_seed(recipe.run.seed)
     if isinstance(recipe, DepthRecipe):
-        return DepthTask(build_depth_model(recipe.model), *data, recipe)
-    return VQVAEDepthTask(AiTVQVAEModel(AiTVQVAEConfig(**recipe.model.config)), *data, recipe)
+        return DenseTask(build_dense_model(recipe.model), *data, recipe)
+    return VQVAEMapTask(AiTVQVAEModel(AiTVQVAEConfig(**recipe.model.config)), *data, recipe)
 
 
 def run(recipe, data, stop_at=None):
@@ -135,7 +138,8 @@ def run(recipe, data, stop_at=None):
 def final_state(folder):
     checkpoint = folder / "checkpoints" / "step-00000006"
     state = load_file(checkpoint / "model.safetensors")
-    for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"):
+    names = ["optimizer.bin", "scheduler.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"]
+    for name in [*names, *(path.name for path in checkpoint.glob("custom_checkpoint_[!0].pkl"))]:
         state[name] = torch.load(checkpoint / name, weights_only=False)
     state["log"] = (folder / LOG_FILE).read_text()
     state["metrics"] = (folder / "metrics.json").read_text()
@@ -156,7 +160,11 @@ def equal(a, b):
 # --- resume ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("make", "calls_per_step"), [(depth_recipe, 2), (vqvae_recipe, 1)])
+def averaged_recipe(output, **changes):
+    return depth_recipe(output, ema=0.7, **changes)
+
+
+@pytest.mark.parametrize(("make", "calls_per_step"), [(depth_recipe, 2), (averaged_recipe, 2), (vqvae_recipe, 1)])
 def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path, data, make, calls_per_step):
     run(make(tmp_path / "whole"), data)
     # Breaks down in step 5, after a log line of step 4 that the checkpoint of step 3 knows nothing of.
@@ -168,6 +176,34 @@ def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path, data, make, 
     whole, resumed = final_state(tmp_path / "whole"), final_state(tmp_path / "broken")
     different = [name for name in whole if not equal(whole[name], resumed[name])]
     assert different == []
+
+
+def test_an_average_of_the_weights_is_evaluated_and_saved(tmp_path, data):
+    saved, logs, settings = {}, {}, {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 3}
+    for name, ema in (("last", None), ("averaged", 0.7)):
+        saved[name] = load_file(run(depth_recipe(tmp_path / name, ema=ema, **settings), data) / "model.safetensors")
+        logs[name] = read_log(tmp_path / name / LOG_FILE)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    paths = sorted((tmp_path / "averaged" / "checkpoints").iterdir())
+    first, second, third = (load_file(path / "model.safetensors") for path in paths)
+    assert equal(saved["last"], {name: third[name] for name in saved["last"]})
+    for name, found in saved["averaged"].items():
+        if found.is_floating_point():
+            expected = 0.49 * first[name] + 0.21 * second[name] + 0.3 * third[name]
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(saved["averaged"]["model.decoder.output_bias"], third["model.decoder.output_bias"])
+    # Training goes on from the last weights all the same, and what is measured is the average.
+    train, evaluation = ([line for line in logs["last"] if line["split"] == split] for split in ("train", "eval"))
+    assert [line for line in logs["averaged"] if line["split"] == "train"] == train
+    assert logs["averaged"][-1]["split"] == "eval" and logs["averaged"][-1] != evaluation[-1]
+
+
+def test_averages_that_cannot_be_are_refused(tmp_path, data):
+    with pytest.raises(RecipeError, match=r"run\.ema is for task-solvers"):
+        run(vqvae_recipe(tmp_path / "vqvae", ema=0.5), data)
+    with pytest.raises(RecipeError, match="ema must lie between 0 and 1"):
+        depth_recipe(tmp_path / "x", ema=1.0)
 
 
 @pytest.mark.parametrize("forgotten", ["random state", "optimiser", "sums", "order"])
@@ -313,9 +349,8 @@ def gradients(task, batches, shares):
     return {name: p.grad.clone() for name, p in task.model.named_parameters() if p.grad is not None}
 
 
-def split(batch, sizes):
-    parts = {name: value.split(sizes) for name, value in batch.items()}
-    return [{name: value[index] for name, value in parts.items()} for index in range(len(sizes))]
+def part(batch, rows):
+    return {name: part(x, rows) if isinstance(x, dict) else x[rows] for name, x in batch.items()}
 
 
 @pytest.mark.parametrize("make", [depth_recipe, vqvae_recipe])
@@ -327,15 +362,15 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, data, make
     task = make_task(recipe, data)
     task.model.eval()
     samples = [task.sample(index) for index in range(4)]
-    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-    label = "depth_labels" if make is depth_recipe else "labels"
-    batch[label][1] = 0
-    whole = gradients(task, [batch], torch.ones(1))
-    micro = split(batch, [2, 2])
-    weights = torch.stack([task.weight(part).float() for part in micro])
+    batch = task.collate(samples)
+    labels = batch["dense_labels"]["depth"] if make is depth_recipe else batch["labels"]
+    labels[1] = 0
+    micro = [part(batch, slice(0, 2)), part(batch, slice(2, 4))]
+    weights = torch.stack([task.weight(x).float() for x in micro])
     assert weights[0] != weights[1]
-    added = gradients(task, micro, weights / weights.mean())
-    naive = gradients(task, micro, torch.ones(2))
+    whole = gradients(task, [batch], torch.ones_like(weights[:1]))
+    added = gradients(task, micro, weights / weights.mean(dim=0))
+    naive = gradients(task, micro, torch.ones_like(weights))
     for name, expected in whole.items():
         torch.testing.assert_close(added[name], expected, rtol=1e-4, atol=1e-6)
     assert any(not torch.allclose(naive[name], whole[name], rtol=1e-2, atol=1e-6) for name in whole)
@@ -386,18 +421,18 @@ def test_rows_are_resized_with_real_depths_alone():
     depth = np.random.default_rng(0).integers(700, 9000, (40, 60)).astype(np.uint16)
     image = Image.fromarray((depth[..., None] // 40).astype(np.uint8).repeat(3, -1))
     data = datasets.Dataset.from_dict({"image": [image], "depth": [Image.fromarray(depth)]}, features)
-    pairs = DepthPairs(data, size=(20, 30))
-    assert pairs.image(0).shape == (3, 20, 30) and pairs.depth(0).shape == (1, 20, 30)
-    cut = DepthPairs(data, columns=(41, 57))
+    pairs = DenseRows(data, DEPTH, size=(20, 30))
+    assert pairs.image(0).shape == (3, 20, 30) and pairs.map(0, "depth").shape == (20, 30)
+    cut = DenseRows(data, DEPTH, crop_columns=(41, 57))
     assert cut.image(0).shape == (3, 40, 16)
-    assert np.array_equal(np.round(cut.depth(0).numpy()[0] * 1000), depth[:, 41:57])
+    assert np.array_equal(np.round(cut.map(0, "depth").numpy() * 1000), depth[:, 41:57])
     # Averages of neighbours would be depths that nothing in the picture has.
-    assert np.isin(np.round(pairs.depth(0).numpy() * 1000), depth).all()
+    assert np.isin(np.round(pairs.map(0, "depth").numpy() * 1000), depth).all()
 
 
 def test_depth_rows_need_their_columns():
     with pytest.raises(RecipeError, match=r"no column \['depth'\]"):
-        DepthPairs(datasets.Dataset.from_dict({"image": [1]}))
+        DenseRows(datasets.Dataset.from_dict({"image": [1]}), DEPTH)
 
 
 def test_trained_model_loads_and_metrics_are_those_of_the_last_evaluation(tmp_path, data):

@@ -19,14 +19,9 @@ from transformers_ait.configuration_ait import TASK_IDS
 from transformers_ait.data import SYNTHETIC_ROOMS_CLASSES
 from transformers_ait.engine.instance_data import InstanceRows, evaluate_objects, load_instance_rows
 from transformers_ait.engine.instance_training import InstanceTask, build_instance_model, train_instance
-from transformers_ait.engine.recipes import (
-    DataRecipe,
-    InstanceRecipe,
-    RecipeError,
-    VQVAERecipe,
-    load_recipe,
-    run_from_command_line,
-)
+from transformers_ait.engine.recipe_models import InstanceRecipe, VQVAERecipe
+from transformers_ait.engine.recipe_sections import DataRecipe
+from transformers_ait.engine.recipes import RecipeError, load_recipe, run_from_command_line
 from transformers_ait.engine.reporting import LOG_FILE, read_log
 from transformers_ait.engine.vqvae_training import train_vqvae
 

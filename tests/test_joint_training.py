@@ -21,12 +21,13 @@ from transformers import AutoImageProcessor, pipeline
 
 from transformers_ait import AiTConfig, AiTForDenseAndInstancePrediction, AiTVQVAEConfig, AiTVQVAEModel
 from transformers_ait.data import SYNTHETIC_ROOMS_CLASSES
-from transformers_ait.engine.depth_data import load_depth_pairs
-from transformers_ait.engine.depth_training import DepthTask
+from transformers_ait.data.rooms_scene import SYNTHETIC_ROOMS_SEMANTIC_CLASSES
+from transformers_ait.engine.dense_data import load_dense_rows
+from transformers_ait.engine.dense_training import DenseTask
 from transformers_ait.engine.initialization import initialize_from
 from transformers_ait.engine.instance_data import load_instance_rows
 from transformers_ait.engine.instance_training import InstanceTask
-from transformers_ait.engine.joint_recipe import JointRecipe, depth_part, instance_part
+from transformers_ait.engine.joint_recipe import JointRecipe, dense_part, instance_part
 from transformers_ait.engine.joint_sampling import JointSampler, Mix, plan_mix, split_batch
 from transformers_ait.engine.joint_training import build_joint_model, train_joint
 from transformers_ait.engine.recipes import RecipeError, load_recipe, run_from_command_line
@@ -35,7 +36,7 @@ from transformers_ait.engine.sampling import SeededSamples
 
 TRAINING = Path(__file__).parents[1] / "training"
 ROOMS = {"height": 32, "width": 48, "num_train": 12, "num_validation": 2, "num_test": 0}
-PUBLISHED = (60, 4)
+PUBLISHED = {"instance": 60, "depth": 4}
 # Without batch normalisation, whose statistics depend on the micro-batches.
 BACKBONE = {
     "model_type": "ait_swinv2",
@@ -107,7 +108,7 @@ def folder(tmp_path_factory, enliven):
     values["model"]["initialize_from"] = None
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
     # Zero padding is a constant under a new model's zero biases, and layer norms of constants have huge gradients.
-    start = build_joint_model(recipe_of(folder, folder).model, list(SYNTHETIC_ROOMS_CLASSES))
+    start = build_joint_model(recipe_of(folder, folder), list(SYNTHETIC_ROOMS_CLASSES))
     enliven(start.model, scale=0.05)
     start.save_pretrained(folder / "start")
     values["model"]["initialize_from"] = str(folder / "start")
@@ -130,7 +131,7 @@ def one(folder):
 
 def step_rows(mix, processes, steps=range(3)):
     """Rows of every step, collected from all processes."""
-    samplers = [iter(JointSampler(90, 7, mix, 5, steps, rank, processes)) for rank in range(processes)]
+    samplers = [iter(JointSampler((90, 7), mix, 5, steps, rank, processes)) for rank in range(processes)]
     per_process = mix.passes // processes
     return [Counter(key for sampler in samplers for _ in range(per_process) for key in next(sampler)) for _ in steps]
 
@@ -143,29 +144,41 @@ def test_every_step_holds_the_same_rows_at_any_number_of_processes():
     assert whole[0] != whole[1]
     for processes, micro_batch in [(1, 4), (1, 5), (2, 16), (3, 16), (4, 4), (8, 8), (16, 4), (32, 4), (64, 1)]:
         mix = plan_mix(64, PUBLISHED, micro_batch, processes)
-        assert max(mix.instance_pass, mix.depth_pass) <= micro_batch and mix.passes % processes == 0
+        assert max(mix.sizes) <= micro_batch and mix.passes % processes == 0
         assert step_rows(mix, processes) == whole, (processes, micro_batch)
 
 
 def test_passes_are_few_and_keep_depth_together():
-    assert plan_mix(64, PUBLISHED, 64, 1) == Mix(60, 1, 4, 1)
-    assert plan_mix(64, PUBLISHED, 4, 16) == Mix(4, 15, 4, 1)  # as published: one of 16 processes has the depth images
-    assert plan_mix(64, PUBLISHED, 8, 8) == Mix(4, 15, 4, 1)
+    assert plan_mix(64, PUBLISHED, 64, 1) == Mix((60, 4), (1, 1))
+    # As published: one of 16 processes has the depth images.
+    assert plan_mix(64, PUBLISHED, 4, 16) == Mix((4, 4), (15, 1))
+    assert plan_mix(64, PUBLISHED, 8, 8) == Mix((4, 4), (15, 1))
     assert split_batch(48, PUBLISHED) == (45, 3)
+    three = {"instance": 8, "detection": 4, "depth": 4}
+    assert plan_mix(16, three, 8, 1) == Mix((8, 4, 4), (1, 1, 1))
+    assert plan_mix(16, three, 8, 2) == Mix((4, 4, 4), (2, 1, 1))
+
+
+def test_three_groups_share_a_step():
+    mix = plan_mix(16, {"instance": 2, "detection": 1, "depth": 1}, 8, 1)
+    dense, instance, detection = JointSampler((90, 90, 7), mix, 5, range(1))
+    assert [len(keys) for keys in (dense, instance, detection)] == [4, 8, 4]
+    assert all(180 <= row < 187 for _, row in dense) and all(90 <= row < 180 for _, row in detection)
+    assert all(row < 90 for _, row in instance)
 
 
 def test_a_resumed_sampler_goes_on():
-    mix = plan_mix(16, (3, 1), 4, 2)
-    whole = list(JointSampler(10, 3, mix, 0, range(6), 1, 2))
-    assert list(JointSampler(10, 3, mix, 0, range(4, 6), 1, 2)) == whole[-len(whole) // 3 :]
-    assert len(JointSampler(10, 3, mix, 0, range(6), 1, 2)) == len(whole)
+    mix = plan_mix(16, {"instance": 3, "depth": 1}, 4, 2)
+    whole = list(JointSampler((10, 3), mix, 0, range(6), 1, 2))
+    assert list(JointSampler((10, 3), mix, 0, range(4, 6), 1, 2)) == whole[-len(whole) // 3 :]
+    assert len(JointSampler((10, 3), mix, 0, range(6), 1, 2)) == len(whole)
 
 
 @pytest.mark.parametrize(
     ("batch_size", "processes", "words"),
     [
         (60, 1, ["multiple of 16", "60 : 4", "nearest is 64"]),
-        (64, 40, ["60 images of instances and 4 of depth", "40 processes", "[1, 2, 3", "16", "one of [80"]),
+        (64, 40, ["images: 60 of instance, 4 of depth", "40 processes", "[1, 2, 3", "16", "one of [80"]),
     ],
 )
 def test_impossible_mixes_say_what_is_possible(batch_size, processes, words):
@@ -176,15 +189,16 @@ def test_impossible_mixes_say_what_is_possible(batch_size, processes, words):
 
 def test_both_losses_have_their_weights(folder, one):
     recipe = recipe_of(folder, folder / "unused")
-    objects, depths = load_instance_rows(recipe.instance_data)[0], load_depth_pairs(recipe.depth_data)[0]
+    objects = load_instance_rows(recipe.instance_data)[0]
     set_seed(recipe.run.seed)
-    model = build_joint_model(recipe.model, list(SYNTHETIC_ROOMS_CLASSES)).train()
+    model = build_joint_model(recipe, list(SYNTHETIC_ROOMS_CLASSES)).train()
+    depths = load_dense_rows(recipe.depth_data, {"depth": model.config.dense["depth"].map_kind})[0]
     tasks = (
         InstanceTask(model, "instance", objects, objects, instance_part(recipe)),
-        DepthTask(model, depths, depths, depth_part(recipe)),
+        DenseTask(model, depths, depths, dense_part(recipe)),
     )
-    samplers = JointSampler(len(objects), len(depths), Mix(6, 1, 2, 1), recipe.run.seed, range(1))
-    depth_keys, instance_keys = list(samplers)
+    rows, mix = (len(objects), len(depths)), Mix((6, 2), (1, 1))
+    depth_keys, instance_keys = JointSampler(rows, mix, recipe.run.seed, range(1))
     dispatch = SeededSamples(lambda i: tasks[0].sample(i) if i < 12 else tasks[1].sample(i - 12), recipe.run.seed)
     instance, depth = (
         model(task=name, **task.collate([dispatch[key] for key in keys]))
@@ -216,30 +230,34 @@ def same_run(one, other):
         assert [theirs[name] for name in names] == pytest.approx([mine[name] for name in names], rel=1e-4)
 
 
-def train_as(rank, port, folder):
+def train_as(rank, port, recipe):
     """What the launcher would start as process `rank` of two."""
     # Whatever the process that this one was forked from had.
     reset_accelerator()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    train_joint(recipe_of(folder, folder / "two"))
+    train_joint(recipe)
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def two(folder):
-    """Folder of a run on two processes: one has the images of depth, the other those with objects."""
+def train_on_two(recipe):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # Forked, since starting Python twice takes many times as long as training.
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=train_as, args=(rank, port, folder)) for rank in range(2)]
+    processes = [context.Process(target=train_as, args=(rank, port, recipe)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(300)
     assert [process.exitcode for process in processes] == [0, 0]
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """Folder of a run on two processes: one has the images of depth, the other those with objects."""
+    train_on_two(recipe_of(folder, folder / "two"))
     return folder / "two"
 
 
@@ -303,20 +321,110 @@ def test_detection_gives_backbone_and_encoder(folder, tmp_path):
     detection.save_pretrained(tmp_path / "detection")
     recipe.model.initialize_from = str(tmp_path / "detection")
     recipe.model.initialize_decoder = False
-    model = build_joint_model(recipe.model, classes).model
+    model = build_joint_model(recipe, classes).model
     theirs = dict(detection.model.named_parameters())
     for name, parameter in model.named_parameters():
         equal = parameter.shape == theirs[name].shape and torch.equal(parameter, theirs[name])
         if not name.startswith("decoder."):
             assert equal, name
     assert not torch.equal(model.decoder.task_embeddings, detection.model.decoder.task_embeddings)
-    with pytest.raises(RecipeError, match="another architecture"):
-        initialize_from(build_joint_model(recipe_of(folder, folder).model, classes), str(tmp_path / "detection"))
+    settings["num_bins"] = 13
+    AiTForDenseAndInstancePrediction(AiTConfig(**settings)).save_pretrained(tmp_path / "detection")
+    with pytest.raises(RecipeError, match="another architecture; it has 14 ids for coordinates, this model 13"):
+        initialize_from(build_joint_model(recipe_of(folder, folder), classes), str(tmp_path / "detection"))
+
+
+@pytest.fixture(scope="module")
+def every(folder, enliven):
+    """Folder with the recipe of every task, shrunk to fit, untrained tokenizers of all maps, a run in one process."""
+    values = yaml.safe_load((TRAINING / "recipes" / "tiny-rooms.yaml").read_text())
+    base = yaml.safe_load((folder / "recipe.yaml").read_text())
+    values["model"]["config"] |= MODEL
+    names = {"id2label": dict(enumerate(SYNTHETIC_ROOMS_SEMANTIC_CLASSES))}
+    kinds = {"depth": {}, "normals": {"map_kind": "normals"}, "semantic": {"map_kind": "classes", **names}}
+    for number, (task, settings) in enumerate(kinds.items()):
+        torch.manual_seed(number)
+        tokenizer = AiTVQVAEModel(AiTVQVAEConfig(image_size=32, **TOKENIZER, **settings))
+        tokenizer.decoder.output.bias.data += 3.0 if task == "depth" else 0.0  # metres
+        tokenizer.save_pretrained(folder / f"every-{task}")
+    values["model"]["tokenizers"] = {task: str(folder / f"every-{task}") for task in kinds}
+    values["model"] |= {"mask_tokenizer": base["model"]["mask_tokenizer"], "initialize_from": None}
+    # Without soft decoding, whose loss of depth is a root over each pass.
+    values["model"]["config"]["soft_decode"] = False
+    values |= {name: base[name] for name in ("instance_data", "depth_data", "optim")}
+    values["mix"] = {"instance": 2, "detection": 1, "depth": 1}
+    values["run"] |= RUN | {"micro_batch": 4}
+    folder = folder / "every"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    start = build_joint_model(recipe_of(folder, folder), list(SYNTHETIC_ROOMS_CLASSES))
+    enliven(start.model, scale=0.05)
+    start.save_pretrained(folder / "start")
+    values["model"]["initialize_from"] = str(folder / "start")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    train_joint(recipe_of(folder, folder / "one"))
+    reset_accelerator()
+    return folder
+
+
+def test_every_task_learns_alike_on_two_processes(every):
+    # A step has a pass of maps, one of detection and one of instances; two processes take four passes.
+    train_on_two(recipe_of(every, every / "two", "--run.micro_batch=2"))
+    same_run(every / "one", every / "two")
+    log = read_log(every / "one" / LOG_FILE)
+    parts = {f"{task}_{part}" for task in ("depth", "normals", "semantic") for part in ("ce", "aux")}
+    objects = {"instance_box_ce", "instance_mask_ce", "detection_box_ce", "detection_class_ce"}
+    assert parts | objects <= log[0].keys() and all(log[0][name] > 0 for name in parts if name.endswith("ce"))
+    figures = {"depth_rmse", "normals_mean_angle", "semantic_miou", "instance_mask_AP", "detection_box_AP"}
+    assert figures <= log[-1].keys()
+
+
+def test_comparison_sees_tasks_that_share_their_weights(every, monkeypatch):
+    def summed(self, batches):
+        weights = torch.stack([self.task.weight(batch).float() for batch in batches])
+        return (weights.sum(1, keepdim=True) / weights.sum(1).mean()).expand_as(weights)
+
+    monkeypatch.setattr("transformers_ait.engine.loop._Trainer._shares", summed)
+    train_joint(recipe_of(every, every / "planted"))
+    with pytest.raises(AssertionError):
+        same_run(every / "one", every / "planted")
+
+
+def test_one_folder_serves_every_task(every):
+    where = every / "one" / "model"
+    model = AiTForDenseAndInstancePrediction.from_pretrained(where)
+    assert list(model.config.id2label.values()) == list(SYNTHETIC_ROOMS_SEMANTIC_CLASSES)
+    recipe = recipe_of(every, every)
+    image = datasets.load_dataset("synthetic_rooms", split="validation", **recipe.depth_data.options)[0]["image"]
+    pixel_values = AutoImageProcessor.from_pretrained(where)(image, return_tensors="pt")["pixel_values"]
+    assert list(model(pixel_values).dense_maps) == ["depth", "normals", "semantic"]
+    folders = sorted(path.parent.name for path in where.glob("*/preprocessor_config.json"))
+    assert folders == ["detection", "instance", "normals", "semantic"]
+    for task, options in {"semantic": {"subtask": "semantic"}, "instance": {"threshold": 0.0}}.items():
+        processor = AutoImageProcessor.from_pretrained(where / task)
+        segmenter = pipeline("image-segmentation", model=str(where), image_processor=processor, device="cpu")
+        assert all(entry["mask"].size == image.size for entry in segmenter(image, **options)), task
+    depth = pipeline("depth-estimation", model=str(where), device="cpu")(image)["predicted_depth"]
+    assert depth.shape == (32, 48)
+
+
+def test_objects_take_their_places_in_the_table_of_classes(every):
+    recipe = recipe_of(every, every)
+    model = build_joint_model(recipe, list(SYNTHETIC_ROOMS_CLASSES))
+    rows = load_instance_rows(recipe.instance_data)[0]
+    task = InstanceTask(model, "instance", rows, rows, instance_part(recipe))
+    torch.manual_seed(0)
+    labels = task.sample(0)["instance_labels"]["class_labels"]
+    names = {SYNTHETIC_ROOMS_CLASSES[label] for label in rows.objects(0).class_labels}
+    assert len(labels) and {model.config.id2label[int(label)] for label in labels} <= names
+    with pytest.raises(RecipeError, match=r"objects have the classes \['unicorn'\], which the task 'semantic' has not"):
+        build_joint_model(recipe, ["bed", "unicorn"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--mix.detection", "1"], ["mix", "['instance']", "['detection', 'instance']"]),
         (["--model.mask_tokenizer", "null"], ["model.mask_tokenizer is missing", "masks"]),
         (["--model.depth_tokenizer", "nowhere"], ["model.depth_tokenizer nowhere", "config.json"]),
         (["--model.config.tasks", "[instance]"], ["model.config.tasks", "depth"]),

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 import transformers_ait.data  # noqa: F401 - registers synthetic_rooms
 from transformers_ait.engine.checkpoints import MANIFEST
-from transformers_ait.engine.recipes import VQVAERecipe, load_recipe
+from transformers_ait.engine.recipe_models import VQVAERecipe
+from transformers_ait.engine.recipes import load_recipe
 from transformers_ait.engine.reporting import LOG_FILE, read_log
 from transformers_ait.engine.vqvae_training import train_vqvae
 

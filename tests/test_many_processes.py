@@ -74,11 +74,13 @@ def test_comparison_sees_micro_batches_that_mind_only_themselves(results, case, 
         assert farthest(planted["codebook"], one["codebook"]) > 100 * TOLERANCE
     else:
         assert distance(planted["gradients"][0], one["gradients"][0]) > 100 * TOLERANCE
-        assert far(lines(planted, "train")[0], lines(one, "train")[0]) > 100 * TOLERANCE
+        steps = zip(lines(planted, "train"), lines(one, "train"), strict=True)
+        # An untrained decoder's loss is much the same for all images.
+        assert max(far(*step) for step in steps) > (100 if case != "dense" else 50) * TOLERANCE
 
 
 @pytest.mark.parametrize("way", SHARED)
-@pytest.mark.parametrize("case", ["vqvae-depth", "vqvae-masks"])
+@pytest.mark.parametrize("case", ["vqvae-depth", "vqvae-classes", "vqvae-masks"])
 def test_codebook_statistics_are_those_of_one_process(results, case, way):
     one, other, planted = (results(*key)["codebook"] for key in (("one", case), (way, case), (way, f"{case}-planted")))
     assert {name.rsplit(".", 1)[1] for name in one} == {"codebook", "ema_cluster_size", "ema_sums"}

@@ -15,7 +15,10 @@ from PIL import Image
 
 from transformers_ait import AiTConfig, AiTForDenseAndInstancePrediction, AiTVQVAEConfig, AiTVQVAEModel
 from transformers_ait.configuration_ait import COCO_CLASSES
-from transformers_ait.engine.depth_training import train_depth
+from transformers_ait.configuration_plain_dense import AiTPlainDenseConfig
+from transformers_ait.data import NYU40_CLASSES
+from transformers_ait.data.rooms_scene import SYNTHETIC_ROOMS_SEMANTIC_CLASSES
+from transformers_ait.engine.dense_training import train_dense
 from transformers_ait.engine.instance_training import train_instance
 from transformers_ait.engine.joint_recipe import JointRecipe
 from transformers_ait.engine.joint_training import plan_recipe, train_joint
@@ -27,13 +30,10 @@ from transformers_ait.engine.loop import (
     micro_batch_size,
     number_of_steps,
 )
+from transformers_ait.engine.recipe_models import DenseRecipe, DepthRecipe, InstanceRecipe, VQVAERecipe
+from transformers_ait.engine.recipe_sections import OptimRecipe, RunRecipe
 from transformers_ait.engine.recipes import (
-    DepthRecipe,
-    InstanceRecipe,
-    OptimRecipe,
     RecipeError,
-    RunRecipe,
-    VQVAERecipe,
     build_config,
     build_recipe,
     describe_recipe,
@@ -41,11 +41,12 @@ from transformers_ait.engine.recipes import (
     recipe_dict,
     run_from_command_line,
 )
-from transformers_ait.engine.tokenizers import with_tokenizer
+from transformers_ait.engine.tokenizers import _tokenized_kinds, with_tokenizer
 from transformers_ait.engine.vqvae_training import train_vqvae
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "training" / "recipes"
+CHANNELS = {"classes": {"id2label": dict(enumerate(SYNTHETIC_ROOMS_SEMANTIC_CLASSES))}}
 MINIMAL = {"data": {"dataset": "x"}, "optim": {"lr": 1e-3}, "run": {"output": "o", "batch_size": 4, "steps": 2}}
 
 
@@ -59,8 +60,10 @@ def minimal(tmp_path):
 def recipe_class(path):
     if path.name.startswith("vqvae"):
         return VQVAERecipe
-    if "joint" in path.stem:
+    if "joint" in path.stem or path.stem == "tiny-rooms":
         return JointRecipe
+    if "dense" in path.stem or path.stem.startswith("plain"):
+        return DenseRecipe
     return InstanceRecipe if "detection" in path.stem or "instance" in path.stem else DepthRecipe
 
 
@@ -85,15 +88,25 @@ def test_recipes_of_the_project_are_valid(path):
     recipe = load(path)
     assert build_recipe(type(recipe), recipe_dict(recipe), "itself") == recipe
     if isinstance(recipe, VQVAERecipe):
-        build_config(AiTVQVAEConfig, recipe.model.config, str(path))
+        config = build_config(AiTVQVAEConfig, recipe.model.config_values(), str(path))
+        if config.kind.has_scores:
+            rooms, nyu = SYNTHETIC_ROOMS_SEMANTIC_CLASSES, NYU40_CLASSES
+            assert config.class_names == list(rooms if recipe.data.dataset == "synthetic_rooms" else nyu)
         return
     values = dict(recipe.model.config)
-    # Tokenizers come from --model.depth_tokenizer and --model.mask_tokenizer.
-    if "depth" in values["tasks"] and "model_type" not in values.get("depth_tokenizer_config", {}):
-        values["depth_tokenizer_config"] = {"model_type": "ait_vqvae", "image_size": 128, "downsample_ratio": 16}
-    if "instance" in values["tasks"]:
-        values["mask_tokenizer_config"] = {"model_type": "ait_vqvae", "image_size": 32, "downsample_ratio": 8}
-    build_config(AiTConfig, values, str(path))
+    if isinstance(recipe, DenseRecipe) and recipe.model.plain:
+        spec = next(iter(build_config(AiTPlainDenseConfig, values, str(path)).dense.values()))
+        assert spec.class_names in (None, list(NYU40_CLASSES))
+        return
+    for task, kind in _tokenized_kinds(values).items():
+        # Trained ones come from the command line, or from other recipes.
+        size = {"image_size": 32 if kind == "mask" else 128, "downsample_ratio": 8 if kind == "mask" else 16}
+        if recipe.model.config.get("depth_tokenizer_config", {}).get("model_type") != "ait_bin_tokenizer":
+            values = with_tokenizer(values, task, AiTVQVAEConfig(map_kind=kind, **size, **CHANNELS.get(kind, {})), "x")
+    if isinstance(recipe, JointRecipe) and "semantic" in values["tasks"]:
+        values["id2label"] = dict(enumerate(SYNTHETIC_ROOMS_SEMANTIC_CLASSES))
+    config = build_config(AiTConfig, values, str(path))
+    assert set(recipe.model.tokenizers if "dense_tasks" in values else []) <= set(config.tasks)
 
 
 def test_overrides_and_number_syntax(minimal):
@@ -218,7 +231,7 @@ VQVAES = [
     ("vqvae-nyu-depth", "ait-vqvae-depth", 24231, 60578, 8, 3e-4, {0: 1, 499: 1, 500: 0.98, 1000: 0.98**2}),
     ("vqvae-coco-masks", "ait-vqvae-mask", 849949, 33202, 512, 3e-4, {0: 1e-3, 500: None, 33202: 1 / 300}),
 ]
-TOKENIZERS = {"depth": "ait-vqvae-depth", "mask": "ait-vqvae-mask"}
+TOKENIZERS = {"depth": "ait-vqvae-depth", "instance": "ait-vqvae-mask"}
 
 
 def hub_values(name):
@@ -238,10 +251,9 @@ def plain(config):
 @pytest.mark.parametrize(("recipe", "hub"), [row[:2] for row in PUBLISHED])
 def test_published_recipes_build_the_published_models(recipe, hub):
     values = dict(load(RECIPES / f"{recipe}.yaml").model.config)
-    for kind, folder in TOKENIZERS.items():
-        if {"depth": "depth", "mask": "instance"}[kind] in values["tasks"]:
-            tokenizer = SimpleNamespace(config=AiTVQVAEConfig.from_dict(hub_values(folder)))
-            values = with_tokenizer(values, tokenizer, kind)
+    for task, folder in TOKENIZERS.items():
+        if task in values["tasks"]:
+            values = with_tokenizer(values, task, AiTVQVAEConfig.from_dict(hub_values(folder)), "x")
     if values["tasks"] != ["depth"]:
         values["id2label"] = dict(enumerate(COCO_CLASSES))
         values["label2id"] = {name: number for number, name in enumerate(COCO_CLASSES)}
@@ -285,7 +297,7 @@ def test_published_tokenizer_settings_come_out(name, rows, steps, batch, lr, rat
         if factor is not None:
             assert schedule(step) == pytest.approx(factor, rel=1e-9), step
     masks = name == "vqvae-coco-masks"
-    assert recipe.maps == ("masks" if masks else "depth") and recipe.patch_mask.ratio == (0.0 if masks else 0.5)
+    assert recipe.maps == ("masks" if masks else None) and recipe.patch_mask.ratio == (0.0 if masks else 0.5)
     assert optim.schedule.warmup_steps == (500 if masks else 0)
 
 
@@ -389,7 +401,7 @@ TINY_MODEL = {"backbone_config": BACKBONE, "decoder_config": DECODER, "num_bins"
 SIDES = {"depth": 32, "mask": 16}
 TRAIN = {
     VQVAERecipe: train_vqvae,
-    DepthRecipe: train_depth,
+    DepthRecipe: train_dense,
     InstanceRecipe: train_instance,
     JointRecipe: train_joint,
 }
@@ -489,7 +501,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(small_data, tmp_pat
     for value in ("false", "true"):
         arguments = tiny_variant("depth-base", small_data, tmp_path / value)
         recipe = load_recipe(DepthRecipe, [*arguments, "--run.activation_checkpointing", value])
-        train_depth(recipe)
+        train_dense(recipe)
         metrics.append(json.loads((tmp_path / value / "log.jsonl").read_text().splitlines()[0]))
         del metrics[-1]["split"]
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-4)
@@ -509,7 +521,7 @@ def test_compiling_changes_nothing_but_speed(small_data, tmp_path, monkeypatch):
     logs = []
     for value in ("false", "true"):
         arguments = tiny_variant("depth-base", small_data, tmp_path / value)
-        train_depth(load_recipe(DepthRecipe, [*arguments, "--run.compile", value]))
+        train_dense(load_recipe(DepthRecipe, [*arguments, "--run.compile", value]))
         logs.append([json.loads(line) for line in (tmp_path / value / "log.jsonl").read_text().splitlines()])
     assert compiled == ["AiTSwinV2Backbone", "AiTEncoder", "AiTTokenDecoder"]
     for before, after in zip(*logs, strict=True):

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 import transformers_ait.data  # noqa: F401 - registers synthetic_rooms
 from transformers_ait.engine.instance_training import train_instance
-from transformers_ait.engine.recipes import InstanceRecipe, RecipeError, VQVAERecipe, load_recipe, recipe_dict
+from transformers_ait.engine.recipe_models import InstanceRecipe, VQVAERecipe
+from transformers_ait.engine.recipes import RecipeError, load_recipe, recipe_dict
 from transformers_ait.engine.streaming import RowStream, StreamBatches, StreamPosition, StreamReader
-from transformers_ait.engine.vqvae_training import VQVAEDepthTask, train_vqvae
+from transformers_ait.engine.vqvae_training import VQVAEMapTask, train_vqvae
 
 ROWS, SHARDS, BUFFER = 57, 5, 8
 START = StreamPosition()
@@ -169,7 +170,7 @@ def train_streamed(folder, files, *more):
 def test_streamed_training_resumes_in_the_middle_to_the_bit(files, tmp_path, monkeypatch, workers):
     more = [f"--data.num_workers={workers}"]
     train_streamed(tmp_path / "whole", files, *more)
-    loss, calls = VQVAEDepthTask.loss, []
+    loss, calls = VQVAEMapTask.loss, []
 
     def breaking(self, *arguments):
         calls.append(1)
@@ -178,7 +179,7 @@ def test_streamed_training_resumes_in_the_middle_to_the_bit(files, tmp_path, mon
         return loss(self, *arguments)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(VQVAEDepthTask, "loss", breaking)
+        patched.setattr(VQVAEMapTask, "loss", breaking)
         train_streamed(tmp_path / "broken", files, *more)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

@@ -16,8 +16,9 @@ from transformers import pipeline
 
 import transformers_ait.data  # noqa: F401 - registers synthetic_rooms
 from transformers_ait import AiTForDenseAndInstancePrediction, AiTVQVAEModel
-from transformers_ait.engine.depth_training import train_depth
-from transformers_ait.engine.recipes import DepthRecipe, VQVAERecipe, load_recipe, run_from_command_line
+from transformers_ait.engine.dense_training import train_dense
+from transformers_ait.engine.recipe_models import DepthRecipe, VQVAERecipe
+from transformers_ait.engine.recipes import load_recipe, run_from_command_line
 from transformers_ait.engine.reporting import LOG_FILE, read_log
 from transformers_ait.engine.vqvae_training import train_vqvae
 
@@ -59,7 +60,7 @@ def parallel(tokenizer, rooms, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel") / "run"
     arguments = ["--model.depth_tokenizer", str(tokenizer / "model"), "--run.output", str(folder)]
     recipe = [recipe_path("tiny-rooms-depth-parallel"), *arguments, *RUN, *DEPTH_SMALL, *rooms]
-    train_depth(load_recipe(DepthRecipe, recipe))
+    train_dense(load_recipe(DepthRecipe, recipe))
     return folder
 
 
@@ -111,7 +112,7 @@ def test_autoregressive_run_starts_from_the_parallel_one(parallel, tokenizer, ro
     arguments = ["--model.depth_tokenizer", str(tokenizer / "model"), "--run.output", str(tmp_path / "run")]
     start = ["--model.initialize_from", str(parallel / "model")]
     recipe = [recipe_path("tiny-rooms-depth"), *arguments, *start, *RUN, *DEPTH_SMALL, *rooms, "--optim.lr", "1e-9"]
-    train_depth(load_recipe(DepthRecipe, recipe))
+    train_dense(load_recipe(DepthRecipe, recipe))
     model = check_depth_run(tmp_path / "run", tokenizer)
     earlier = AiTForDenseAndInstancePrediction.from_pretrained(parallel / "model")
     assert not model.config.parallel
@@ -186,7 +187,7 @@ def test_bad_tokenizers_are_named(tmp_path, monkeypatch, capsys, tokenizer, room
     given = ["run", recipe_path("tiny-rooms-depth"), "--run.output", str(tmp_path / "run"), *RUN, *DEPTH_SMALL, *rooms]
     monkeypatch.setattr(sys, "argv", [*given, *arguments])
     with pytest.raises(SystemExit):
-        run_from_command_line(DepthRecipe, train_depth, "")
+        run_from_command_line(DepthRecipe, train_dense, "")
     error = capsys.readouterr().err
     assert all(word in error for word in words), error
     assert list(tmp_path.iterdir()) == []

@@ -26,12 +26,13 @@ from torch import Tensor
 from transformers_ait import AiTConfig, AiTForDenseAndInstancePrediction
 from transformers_ait.conversion.plain import plain_backbone, plain_depth_losses, plain_encoder_memory
 from transformers_ait.data import SyntheticRooms  # noqa: F401  (registers synthetic_rooms)
-from transformers_ait.data.augmentation_depth import depth_training_transform
+from transformers_ait.data.augmentation_dense import dense_training_transform
 from transformers_ait.data.augmentation_instance import instance_training_transform
-from transformers_ait.engine.depth_data import DepthPairs
-from transformers_ait.engine.depth_training import augmented_depth_sample
+from transformers_ait.engine.dense_data import DenseRows
+from transformers_ait.engine.dense_training import augmented_dense_sample
 from transformers_ait.engine.instance_data import InstanceRows
 from transformers_ait.engine.instance_training import augmented_instance_sample
+from transformers_ait.map_kinds_ait import MAP_KINDS
 
 LEARNING_RATE = 1e-6  # both sides stay where they are, so that their losses can be compared
 HALF_SIZE = {"embed_dim": 64, "num_heads": [2, 4, 8, 16]}
@@ -113,10 +114,11 @@ def samples_per_second(tiny: bool) -> dict[str, float]:
     rows = datasets.load_dataset(
         "synthetic_rooms", split="train", num_train=count, num_validation=0, num_test=0, height=height, width=width
     )
-    pairs, objects = DepthPairs(rows), InstanceRows(rows)
-    transform, jitter = depth_training_transform(height), instance_training_transform(width)
+    kinds = {"depth": MAP_KINDS["depth"]}
+    maps, objects = DenseRows(rows, kinds), InstanceRows(rows)
+    transform, jitter = dense_training_transform(height, kinds), instance_training_transform(width)
     makers: dict[str, Callable[[int], object]] = {
-        "depth, 480 x 640 to 480 x 480": lambda index: augmented_depth_sample(pairs, index, transform),
+        "depth, 480 x 640 to 480 x 480": lambda index: augmented_dense_sample(maps, index, transform),
         "instance, 480 x 640 to 640 x 640": lambda index: augmented_instance_sample(objects, index, width, jitter),
     }
     rates = {}

@@ -7,11 +7,14 @@
         training/run_depth.py training/recipes/tiny-rooms-depth-parallel.yaml \\
         --model.depth_tokenizer runs/vqvae/model --run.output runs/depth-parallel
 
+It is run_dense.py for the task "depth", which names its tokenizer as `model.depth_tokenizer`.
+
 Every key of the recipe can be overridden; --help lists them. `--run.resume true` goes on with an interrupted run.
 """
 
-from transformers_ait.engine.depth_training import train_depth
-from transformers_ait.engine.recipes import DepthRecipe, run_from_command_line
+from transformers_ait.engine.dense_training import train_dense
+from transformers_ait.engine.recipe_models import DepthRecipe
+from transformers_ait.engine.recipes import run_from_command_line
 
 if __name__ == "__main__":
-    run_from_command_line(DepthRecipe, train_depth, __doc__)
+    run_from_command_line(DepthRecipe, train_dense, __doc__)

@@ -11,7 +11,8 @@ Every key of the recipe can be overridden; --help lists them. `--run.resume true
 """
 
 from transformers_ait.engine.instance_training import train_instance
-from transformers_ait.engine.recipes import InstanceRecipe, run_from_command_line
+from transformers_ait.engine.recipe_models import InstanceRecipe
+from transformers_ait.engine.recipes import run_from_command_line
 
 if __name__ == "__main__":
     run_from_command_line(InstanceRecipe, train_instance, __doc__)

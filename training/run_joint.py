@@ -1,4 +1,4 @@
-"""Train one task-solver for instances and depth, with two trained VQ-VAEs.
+"""Train one task-solver for objects and dense tasks, with their trained VQ-VAEs.
 
     python training/run_joint.py training/recipes/tiny-rooms-joint.yaml \\
         --model.mask_tokenizer runs/vqvae-masks/model --model.depth_tokenizer runs/vqvae/model \\
@@ -9,9 +9,9 @@
         --depth_data.options.train_list nyu_train.txt --model.mask_tokenizer runs/vqvae-coco-masks/model \\
         --model.depth_tokenizer runs/vqvae-nyu-depth/model --model.initialize_from runs/detection-base/model
 
-A step holds images of both tasks at the recipe's ratio, the same ones at any number of processes. `model` in the run's
-folder serves the pipelines of both tasks: the folder's own image processor is that of the default task, the other one
-lies in a folder named like its task.
+A step holds images of objects and of maps at the recipe's ratio, the same ones at any number of processes; those of
+maps train all dense tasks in one pass. `model` in the run's folder serves the pipelines of all tasks: the folder's own
+image processor is that of the default task, others lie in folders named like their tasks.
 
 Every key of the recipe can be overridden; --help lists them. `--run.resume true` goes on with an interrupted run.
 """

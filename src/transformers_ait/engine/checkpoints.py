@@ -29,11 +29,16 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
-def checkpoint_size(model: nn.Module) -> int:
-    """Bytes of a checkpoint, about: weights and buffers, and AdamW's two moving averages of all that is trained."""
+def checkpoint_size(model: nn.Module, averaged: bool = False) -> int:
+    """Bytes of a checkpoint, about: weights and buffers, and AdamW's two moving averages of all that is trained.
+
+    Args:
+        model: what is trained.
+        averaged: whether the run keeps a moving average of its weights and buffers too.
+    """
     stored = sum(x.numel() * x.element_size() for x in model.state_dict().values())
     trained = sum(x.numel() * x.element_size() for x in model.parameters() if x.requires_grad)
-    return stored + 2 * trained + _SMALL_FILES
+    return stored * (2 if averaged else 1) + 2 * trained + _SMALL_FILES
 
 
 def check_disk_space(folder: Path, needed: int, keep: int, accelerator: Accelerator) -> None:

@@ -1,25 +1,58 @@
 """Where a task-solver starts from: pretrained backbones, earlier runs, aligned positions."""
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from ..configuration_ait import TASK_IDS, AiTConfig
+from ..configuration_ait import AiTConfig
 from ..modeling_ait import AiTForDenseAndInstancePrediction
+from ..modeling_plain_dense import AiTPlainDenseModel
 from ..modeling_token_decoder import sine_table
-from .recipes import RecipeError
-from .tokenizers import require_model
+from .recipe_models import SolverModelRecipe
+from .recipes import RecipeError, build_config
+from .tokenizers import INSTANCE_TASK, SOLVER, require_model
 
 PACKAGE_PREFIX = "package:"
+ID_TABLES = ("decoder.token_embeddings", "decoder.output_bias")
+TASK_TABLES = ("decoder.task_embeddings", "decoder.position_embeddings")
 
 
-def load_backbone_weights(model: AiTForDenseAndInstancePrediction, source: str) -> None:
+def build_task_solver(
+    recipe: SolverModelRecipe, values: Mapping[str, Any], tokenizers: Mapping[str, PreTrainedModel]
+) -> AiTForDenseAndInstancePrediction:
+    """Task-solver of a recipe with its trained tokenizers, at the point that training starts from.
+
+    Args:
+        recipe: what to train.
+        values: fields of `AiTConfig`.
+        tokenizers: trained ones by task; both as `with_tokenizers` gives them.
+
+    Raises:
+        FileNotFoundError: `recipe.initialize_from` holds no model.
+        RecipeError: the configuration is not valid, or does not fit the earlier run.
+    """
+    model = AiTForDenseAndInstancePrediction(build_config(AiTConfig, values, "the recipe"))
+    for task, tokenizer in tokenizers.items():
+        model.tokenizer(task).load_state_dict(tokenizer.state_dict())
+    if recipe.backbone_weights is not None:
+        load_backbone_weights(model, recipe.backbone_weights)
+    if getattr(recipe, "align_positions", False):
+        align_positions(model)
+    if recipe.initialize_from is not None:
+        initialize_from(model, recipe.initialize_from, decoder=getattr(recipe, "initialize_decoder", True))
+    return model
+
+
+def load_backbone_weights(model: AiTForDenseAndInstancePrediction | AiTPlainDenseModel, source: str) -> None:
     """Load pretrained weights into a timm backbone.
 
     Args:
-        model: task-solver whose backbone is a `TimmBackbone`.
+        model: its backbone is a `TimmBackbone`.
         source: a file of weights (`.pth`) whose entries stand in timm's order, such as the ImageNet weights of
             EfficientNet-Lite; or `package:NAME`, an installed package that carries one such file. Entries beyond the
             backbone's last stage (a classifier) are left out.
@@ -28,7 +61,8 @@ def load_backbone_weights(model: AiTForDenseAndInstancePrediction, source: str) 
         FileNotFoundError: no such file or package.
         RecipeError: the backbone is no timm model, or the file does not fit it.
     """
-    backbone = getattr(model.model.backbone, "_backbone", None)
+    holder = model.model if isinstance(model, AiTForDenseAndInstancePrediction) else model
+    backbone = getattr(holder.backbone, "_backbone", None)
     if not isinstance(backbone, nn.Module):
         raise RecipeError("model.backbone_weights needs a backbone_config of model_type timm_backbone.")
     file = _weights_file(source)
@@ -68,8 +102,10 @@ def _weights_file(source: str) -> Path:
 def initialize_from(model: AiTForDenseAndInstancePrediction, folder: str, decoder: bool = True) -> None:
     """Start from the backbone and encoder of an earlier run, and from its decoder.
 
-    A mask embedding may be missing on either side, so that parallel and autoregressive models can start from each
-    other; the tokenizers stay the model's own. The decoder of a detection model serves one for instances.
+    The models may differ in their tasks: what the decoder learnt for the ids and tasks that both have is copied, other
+    rows stay as they are, and classes are matched by name. The decoder of a detection model serves one for instances. A
+    mask embedding may be missing on either side, so that parallel and autoregressive models can start from each other;
+    the tokenizers stay the model's own.
 
     Args:
         model: what to start.
@@ -80,20 +116,20 @@ def initialize_from(model: AiTForDenseAndInstancePrediction, folder: str, decode
         OSError: the folder holds no checkpoint.
         RecipeError: it holds another kind of model, or one of another shape.
     """
-    require_model(folder, "model.initialize_from", AiTConfig.model_type, "task-solver")
+    require_model(folder, "model.initialize_from", SOLVER)
     earlier = AiTForDenseAndInstancePrediction.from_pretrained(folder)
     state, own = earlier.model.state_dict(), model.model.state_dict()
     if not decoder:
         state, own = (_without_decoder(x) for x in (state, own))
-    optional = {"decoder.mask_embedding"}
+    optional, tables = {"decoder.mask_embedding"}, {*ID_TABLES, *TASK_TABLES}
     misfit = sorted((state.keys() ^ own.keys()) - optional)
-    misfit += [name for name in state.keys() & own.keys() if state[name].shape != own[name].shape]
+    both = (state.keys() & own.keys()) - tables
+    misfit += [name for name in sorted(both) if state[name].shape != own[name].shape]
     if misfit:
         raise RecipeError(f"model.initialize_from {folder} is another architecture; {misfit[0]} does not fit.")
-    model.model.load_state_dict({name: tensor for name, tensor in state.items() if name in own}, strict=False)
-    learnt = set(earlier.config.tasks)
-    if decoder and "instance" in model.config.tasks and "detection" in learnt and "instance" not in learnt:
-        _spread_positions(model)
+    model.model.load_state_dict({name: state[name] for name in both}, strict=False)
+    if decoder:
+        _copy_tables(earlier, model, folder)
 
 
 def _without_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -101,35 +137,104 @@ def _without_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def _copy_tables(
+    earlier: AiTForDenseAndInstancePrediction, model: AiTForDenseAndInstancePrediction, folder: str
+) -> None:
+    """Copy the rows of ids and tasks that both models have."""
+    _check_lengths(earlier.config, model.config, folder)
+    state, own = earlier.model.state_dict(), model.model.state_dict()  # which shares the model's memory
+    source, target = _shared_ids(earlier.config, model.config, folder)
+    for name in ID_TABLES:
+        own[name][target] = state[name][source]
+    before, now = earlier.config.task_ids, model.config.task_ids
+    # Of equal tables also the rows that no task has.
+    rows = range(earlier.config.num_task_rows) if before == now else None
+    pairs = [(x, x) for x in rows] if rows else [(before[task], now[task]) for task in before.keys() & now.keys()]
+    for name in TASK_TABLES:
+        length = min(state[name].shape[1], own[name].shape[1])
+        for old, new in pairs:
+            own[name][new, :length] = state[name][old, :length]
+    learnt = earlier.config.tasks
+    if INSTANCE_TASK in model.config.tasks and "detection" in learnt and INSTANCE_TASK not in learnt:
+        _spread_positions(model)
+
+
+def _check_lengths(earlier: Any, config: Any, folder: str) -> None:
+    """Raise where a place in a sequence does not mean the same to both models."""
+    for task in set(earlier.tasks) & set(config.tasks):
+        before, now = (
+            x.tokens_per_object[task] if task in x.object_tasks else x.sequence_length(task) for x in (earlier, config)
+        )
+        if before != now:
+            raise RecipeError(
+                f"model.initialize_from {folder} is another architecture; it writes {before} tokens where this model "
+                f"writes {now} for the task {task!r}."
+            )
+
+
+def _shared_ids(earlier: Any, config: Any, folder: str) -> tuple[Tensor, Tensor]:
+    """Ids of the earlier vocabulary, and of this one, that mean the same."""
+    old, new = earlier.vocabulary, config.vocabulary
+    if old == new and earlier.id2label == config.id2label:
+        return torch.arange(old.size), torch.arange(new.size)
+    dense = [task for task in earlier.dense if task in config.dense]
+    ranges = {task: (old.codes(task), new.codes(task)) for task in dense}
+    needed = set(dense)
+    if earlier.object_tasks and config.object_tasks:
+        needed.add("coordinates")
+    if INSTANCE_TASK in earlier.tasks and INSTANCE_TASK in config.tasks:
+        needed.add("mask codes")
+    ranges |= {"coordinates": (old.coordinates, new.coordinates), "mask codes": (old.mask_codes, new.mask_codes)}
+    pairs = [(old.end_of_sequence, new.end_of_sequence), (old.noise, new.noise)]
+    for name, (before, now) in ranges.items():
+        if before.size == now.size:
+            pairs += zip(range(before.start, before.stop), range(now.start, now.stop), strict=True)
+        elif name in needed:
+            raise RecipeError(
+                f"model.initialize_from {folder} is another architecture; it has {before.size} ids for {name}, this "
+                f"model {now.size}."
+            )
+    places = {name: index for index, name in config.id2label.items()}
+    pairs += [
+        (old.classes.start + index, new.classes.start + places[name])
+        for index, name in earlier.id2label.items()
+        if name in places
+    ]
+    source, target = torch.tensor(pairs).T
+    return source, target
+
+
+@torch.no_grad()
 def _spread_positions(model: AiTForDenseAndInstancePrediction) -> None:
     """Give box and class of the n-th object of an instance sequence the position and task embeddings of detection."""
-    decoder, config = model.model.decoder, model.config
-    short, long = (config.tokens_per_object[task] for task in ("detection", "instance"))
+    decoder, config, rows = model.model.decoder, model.config, model.config.task_ids
+    short, long = (config.tokens_per_object[task] for task in ("detection", INSTANCE_TASK))
     objects, offsets = torch.arange(config.num_objects)[:, None], torch.arange(short)
     table = decoder.position_embeddings
-    source = table[TASK_IDS["detection"]][objects * short + offsets]
-    table[TASK_IDS["instance"], objects * long + offsets] = source
-    decoder.task_embeddings[TASK_IDS["instance"]] = decoder.task_embeddings[TASK_IDS["detection"]]
+    source = table[rows["detection"]][objects * short + offsets]
+    table[rows[INSTANCE_TASK], objects * long + offsets] = source
+    decoder.task_embeddings[rows[INSTANCE_TASK]] = decoder.task_embeddings[rows["detection"]]
 
 
 @torch.no_grad()
 def align_positions(model: AiTForDenseAndInstancePrediction) -> None:
-    """Let every depth token attend to its own place of the image from the first step on.
+    """Let every token of a dense task attend to its own place of the image from the first step on.
 
-    The depth positions start as the sine table that marks the memory, and the cross-attention keys as the queries.
-    Trainings without a pretrained task-solver otherwise spend their first part finding this correspondence.
+    The positions start as the sine table that marks the memory, and the cross-attention keys as the queries. Trainings
+    without a pretrained task-solver otherwise spend their first part finding this correspondence.
 
     Raises:
         RecipeError: tokens and memory form different grids.
     """
     config = model.config
-    side = config.depth_tokenizer_config.grid_size
-    if side != config.grid_size:
-        raise RecipeError(
-            f"model.align_positions needs equal grids, got {side} x {side} tokens and {config.grid_size} x "
-            f"{config.grid_size} positions of memory; leave it out."
-        )
-    table: Tensor = sine_table(side, config.decoder_config.hidden_size)
-    model.model.decoder.position_embeddings[TASK_IDS["depth"], : len(table)] = table
+    for task, spec in config.dense.items():
+        side = spec.tokenizer_config.grid_size
+        if side != config.grid_size:
+            raise RecipeError(
+                f"model.align_positions needs equal grids, got {side} x {side} tokens of {task} and {config.grid_size} "
+                f"x {config.grid_size} positions of memory; leave it out."
+            )
+        table: Tensor = sine_table(side, config.decoder_config.hidden_size)
+        model.model.decoder.position_embeddings[config.task_ids[task], : len(table)] = table
     for block in model.model.decoder.blocks:
         block.cross_attention.key.weight.copy_(block.cross_attention.query.weight)

@@ -18,7 +18,8 @@ from ..mask_geometry_ait import proper_boxes
 from ..metrics import coco_metrics
 from .evaluation_batches import evaluate_in_batches
 from .loading import load_rows, load_stream
-from .recipes import DataRecipe, RecipeError
+from .recipe_sections import DataRecipe
+from .recipes import RecipeError
 from .streaming import RowStream
 
 MAP_COLUMN = "instance_map"

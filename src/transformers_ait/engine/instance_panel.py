@@ -1,4 +1,4 @@
-"""Pictures of predicted objects beside the true ones, for a run's log."""
+"""Pictures for a run's log: predicted objects beside the true ones, and pictures below each other."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +31,17 @@ def instance_panel(rows: InstanceRows, indices: Sequence[int], results: Sequence
     height = max(tile.shape[0] for tile in tiles)
     padded = [np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0)), constant_values=255) for tile in tiles]
     return Image.fromarray(np.vstack(padded))
+
+
+def stack_pictures(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures one above the other, on white."""
+    size = (max(picture.width for picture in pictures), sum(picture.height for picture in pictures))
+    whole = Image.new("RGB", size, "white")
+    top = 0
+    for picture in pictures:
+        whole.paste(picture, (0, top))
+        top += picture.height
+    return whole
 
 
 def _overlay(rows: InstanceRows, index: int, entries: Sequence[dict[str, Any]], scored: bool) -> np.ndarray:

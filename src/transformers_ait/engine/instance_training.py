@@ -1,6 +1,5 @@
 """Training of the task-solver for detection and instance segmentation."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,19 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import PreTrainedModel
 
-from ..configuration_ait import AiTConfig
+from ..configuration_dense_tasks import OBJECT_TASKS, dense_task
 from ..data.augmentation_instance import instance_training_transform
-from ..image_processing_ait_instance import OBJECT_TASKS, AiTInstanceImageProcessor
+from ..image_processing_ait_instance import AiTInstanceImageProcessor
 from ..modeling_ait import AiTForDenseAndInstancePrediction
-from ..modeling_ait_vqvae import AiTVQVAEModel
-from .initialization import initialize_from, load_backbone_weights
+from .initialization import build_task_solver
 from .instance_data import NUCLEUS_SEED, InstanceRows, evaluate_objects, load_instance_rows
 from .instance_panel import instance_panel
 from .loop import make_accelerator, train
-from .recipes import InstanceModelRecipe, InstanceRecipe, RecipeError, build_config
+from .recipe_models import InstanceModelRecipe, InstanceRecipe
+from .recipes import RecipeError
 from .sampling import Sample
 from .saving import save_task_solver
-from .tokenizers import TokenizerKind, load_tokenizer, with_tokenizer
+from .tokenizers import INSTANCE_TASK, with_tokenizers
 
 
 class InstanceTask:
@@ -65,7 +64,10 @@ class InstanceTask:
             torch.tensor(values)[:, None, None] for values in (self.processor.image_mean, self.processor.image_std)
         )
         self.transform = instance_training_transform(self.size, recipe.augmentation.scale, recipe.augmentation.flip)
-        self.needed = ("boxes", "class_labels", "masks") if task == "instance" else ("boxes", "class_labels")
+        self.needed = ("boxes", "class_labels", "masks") if task == INSTANCE_TASK else ("boxes", "class_labels")
+        # Of a model that shares its classes with maps, the data's may be a part, in another order.
+        places = {name: index for index, name in model.config.id2label.items()}
+        self.classes = torch.tensor([places[name] for name in train_rows.class_names])
 
     @property
     def eval_counts(self) -> dict[str, int]:
@@ -77,6 +79,7 @@ class InstanceTask:
         image, labels = augmented_instance_sample(self.train_rows, index, self.size, self.transform)
         height, width = labels["image_size"]
         pixel_values = (image / 255 - self.mean) / self.std
+        labels["class_labels"] = self.classes[labels["class_labels"]]
         wanted = {name: labels[name] for name in (*self.needed, "image_size")}
         return {
             "pixel_values": F.pad(pixel_values, (0, self.size - width, 0, self.size - height)),
@@ -108,7 +111,7 @@ class InstanceTask:
         def predict(indices: list[int]) -> list[dict[str, Any]]:
             return self._predict(model, indices, accelerator.device)
 
-        iou_types = ("bbox", "segm") if self.task == "instance" else ("bbox",)
+        iou_types = ("bbox", "segm") if self.task == INSTANCE_TASK else ("bbox",)
         metrics = evaluate_objects(self.eval_rows, self.num_eval, predict, iou_types, self.eval_batch, accelerator)
         shown = list(range(self.panels))
         results = predict(shown) if shown else []
@@ -127,8 +130,11 @@ class InstanceTask:
             torch.manual_seed(NUCLEUS_SEED)
             outputs = model(task=self.task, **inputs)
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        identity = {number: number for number in range(len(self.eval_rows.class_names))}
-        return self.processor.post_process_coco(outputs, indices, identity, sizes)
+        count, known = len(self.classes), self.classes.tolist()
+        # Classes of the model that the data has not get numbers of their own, and no part in the figures.
+        others = [index for index in range(self.model.config.num_labels) if index not in known]
+        results = self.processor.post_process_coco(outputs, indices, dict(enumerate([*known, *others])), sizes)
+        return [entry for entry in results if entry["category_id"] < count]
 
 
 def augmented_instance_sample(
@@ -167,45 +173,36 @@ def instance_image_processor(size: int, recipe: InstanceModelRecipe) -> AiTInsta
 
 
 def build_instance_model(recipe: InstanceModelRecipe, class_names: list[str]) -> AiTForDenseAndInstancePrediction:
-    """Task-solver of a recipe, for instances with its trained tokenizer, at the point that training starts from.
+    """Task-solver of a recipe with its trained tokenizers, at the point that training starts from.
 
     Args:
         recipe: what to train.
-        class_names: of the data; they become the configuration's `id2label`.
+        class_names: of the data. The configuration's `id2label` are these, or in a model that also predicts maps of
+            classes the names of those, among which they must be.
 
     Raises:
-        FileNotFoundError: the tokenizer's folder holds no model.
-        RecipeError: the configuration is not valid, or does not fit the tokenizer or the earlier run.
+        FileNotFoundError: a tokenizer's folder holds no model.
+        RecipeError: the configuration is not valid, or does not fit the data, the tokenizers or the earlier run.
     """
-    tokenizer = _mask_tokenizer(recipe)
-    return build_object_model(recipe, class_names, {"mask": tokenizer} if tokenizer is not None else {})
+    values, tokenizers = with_tokenizers(recipe.config, recipe)
+    names = _class_table(values, class_names)
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    return build_task_solver(recipe, {**values, **labels}, tokenizers)
 
 
-def build_object_model(
-    recipe: InstanceModelRecipe, class_names: list[str], tokenizers: Mapping[TokenizerKind, AiTVQVAEModel]
-) -> AiTForDenseAndInstancePrediction:
-    """`build_instance_model`, and likewise for joint models, with the tokenizers at hand.
-
-    Args:
-        recipe: what to train.
-        class_names: of the data; they become the configuration's `id2label`.
-        tokenizers: trained ones, by what they tokenize.
-
-    Raises:
-        RecipeError: as `build_instance_model`.
-    """
-    values = {**recipe.config, "id2label": dict(enumerate(class_names))}
-    values["label2id"] = {name: number for number, name in values["id2label"].items()}
-    for kind, tokenizer in tokenizers.items():
-        values = with_tokenizer(values, tokenizer, kind)
-    model = AiTForDenseAndInstancePrediction(build_config(AiTConfig, values, "the recipe"))
-    for kind, tokenizer in tokenizers.items():
-        getattr(model, f"{kind}_tokenizer").load_state_dict(tokenizer.state_dict())
-    if recipe.backbone_weights is not None:
-        load_backbone_weights(model, recipe.backbone_weights)
-    if recipe.initialize_from is not None:
-        initialize_from(model, recipe.initialize_from, decoder=recipe.initialize_decoder)
-    return model
+def _class_table(values: dict[str, Any], class_names: list[str]) -> list[str]:
+    """Names of the classes of objects, and of the maps of classes that the same model predicts."""
+    specs = [dense_task(entry) for entry in values.get("dense_tasks") or []]
+    tables = [(spec.name, list(spec.class_names or [])) for spec in specs if spec.map_kind.has_scores]
+    if not tables:
+        return class_names
+    unknown = [name for name in class_names if name not in tables[0][1]]
+    if unknown:
+        raise RecipeError(
+            f"The data's objects have the classes {unknown}, which the task {tables[0][0]!r} has not; it has "
+            f"{tables[0][1]}. A model of both has one table of classes."
+        )
+    return tables[0][1]
 
 
 def recipe_task(recipe: InstanceModelRecipe) -> str:
@@ -218,18 +215,6 @@ def recipe_task(recipe: InstanceModelRecipe) -> str:
     if len(tasks) != 1 or tasks[0] not in OBJECT_TASKS:
         raise RecipeError(f"model.config.tasks must be [detection] or [instance], got {tasks}.")
     return tasks[0]
-
-
-def _mask_tokenizer(recipe: InstanceModelRecipe) -> AiTVQVAEModel | None:
-    needed = recipe_task(recipe) == "instance"
-    if needed and recipe.mask_tokenizer is None:
-        raise RecipeError(
-            "model.mask_tokenizer is missing: give the folder of a trained VQ-VAE (the `model` folder of a "
-            "run_vqvae.py run with masks)."
-        )
-    if not needed and recipe.mask_tokenizer is not None:
-        raise RecipeError("model.mask_tokenizer is for the task instance; detection writes no masks, leave it out.")
-    return load_tokenizer(recipe.mask_tokenizer, "model.mask_tokenizer") if recipe.mask_tokenizer else None
 
 
 def train_instance(recipe: InstanceRecipe) -> Path:

@@ -1,5 +1,6 @@
-"""Joint training of one task-solver for instances and depth."""
+"""Joint training of one task-solver for objects and dense tasks."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -7,151 +8,150 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 
 from ..distributed_ait import mean_over_processes
 from ..modeling_ait import AiTForDenseAndInstancePrediction
-from .depth_data import load_depth_pairs
-from .depth_training import DepthTask
+from .dense_data import load_dense_rows
+from .dense_training import DenseTask
 from .instance_data import load_instance_rows
-from .instance_training import InstanceTask, build_object_model
-from .joint_recipe import JointModelRecipe, JointRecipe, check_joint_tasks, depth_part, instance_part
+from .instance_panel import stack_pictures
+from .instance_training import InstanceTask, build_instance_model
+from .joint_recipe import DENSE_GROUP, JointRecipe, check_joint_tasks, dense_part, instance_part
 from .joint_sampling import JointSampler, Mix, plan_mix
 from .loop import count_processes, make_accelerator, micro_batch_size, train
 from .recipes import RecipeError
 from .sampling import Sample, SampleKey
-from .tokenizers import TokenizerKind, load_tokenizer
 
-# Places of the tasks in weights, and in `JointTask.tasks`.
-INSTANCE, DEPTH = 0, 1
-LOGGED = (
-    ("instance_box_ce", "instance_class_ce", "instance_mask_ce", "instance_aux"),
-    ("depth_ce", "depth_aux"),
-)
+OBJECT_PARTS = {"instance": ("box_ce", "class_ce", "mask_ce", "aux"), "detection": ("box_ce", "class_ce")}
+DENSE_PARTS = ("ce", "aux")
+TINY = 1e-12
 
 
 class JointTask:
-    """Predict objects and depth; a micro-batch holds images of one task.
+    """Predict objects and maps; a micro-batch holds images of one group: of an object task, or of all dense tasks.
 
     Each task's loss is normalised by its own supervised tokens, of all micro-batches and processes of a step.
 
     Args:
-        instance: the task of instances.
-        depth: the task of depth, with the same model.
-        mix: what a step holds.
+        objects: the object tasks by name.
+        dense: the dense tasks, with the same model.
+        mix: what a step holds of each group, the dense tasks last.
     """
 
-    def __init__(self, instance: InstanceTask, depth: DepthTask, mix: Mix) -> None:
-        self.instance = instance
-        self.depth = depth
-        self.model = instance.model
+    def __init__(self, objects: Mapping[str, InstanceTask], dense: DenseTask, mix: Mix) -> None:
+        self.objects = dict(objects)
+        self.dense = dense
+        self.groups: list[InstanceTask | DenseTask] = [*objects.values(), dense]
+        self.model = dense.model
         self.stream = None  # a step's rows are chosen by number
-        self.tasks: dict[str, InstanceTask | DepthTask] = {"instance": instance, "depth": depth}
-        other = "depth" if self.model.config.default_task == "instance" else "instance"
-        self.tasks[other].processor.task = other  # type: ignore[assignment]
-        instances = mix.instance_pass * mix.instance_passes
-        images = instances + mix.depth_pass * mix.depth_passes
-        # An epoch is a pass over the images with objects, the depth images of its steps included.
-        self.num_rows = -(-instance.num_rows * images // instances)
+        self.tasks = list(self.model.config.tasks)
+        for name, task in self.objects.items():
+            if name != self.model.config.default_task:
+                task.processor.task = name  # type: ignore[assignment]
+        # An epoch is a pass over the first task's images with objects, the other images of its steps included.
+        self.num_rows = -(-self.groups[0].num_rows * sum(mix.images) // mix.images[0])
 
     @property
     def eval_counts(self) -> dict[str, int]:
         """Rows of evaluation data by the recipe's section."""
-        return {"instance_data": self.instance.num_eval, "depth_data": self.depth.num_eval}
+        return {"instance_data": self.groups[0].num_eval, "depth_data": self.dense.num_eval}
 
     def sample(self, index: int) -> Sample:
-        """A sample of instances, or of depth for indices that follow the last row of instances."""
-        rows = self.instance.num_rows
-        return self.instance.sample(index) if index < rows else self.depth.sample(index - rows)
+        """A sample of the group whose row it is; the rows of each group are numbered after those before it."""
+        for place, group in enumerate(self.groups):
+            if index < group.num_rows:
+                return {"group": place, "sample": group.sample(index)}
+            index -= group.num_rows
+        raise IndexError(index)
 
     def collate(self, samples: list[Sample]) -> Sample:
-        """A batch of one task's samples."""
-        return self._task(samples[0]).collate(samples)
+        """A batch of one group's samples."""
+        place = samples[0]["group"]
+        return {"group": place, "batch": self.groups[place].collate([entry["sample"] for entry in samples])}
 
     def weight(self, batch: Sample) -> Tensor:
-        """Supervised tokens of instances and of depth, (2,), one of which is 0."""
-        tokens = self._task(batch).weight(batch)
-        if self._place(batch) == DEPTH:
-            tokens = tokens * self.model.config.sequence_length("depth")
-        weights = torch.zeros(2, device=batch["pixel_values"].device)
-        weights[self._place(batch)] = tokens
+        """What each task's loss is normalised by, (tasks,); 0 for tasks of other groups."""
+        group, own = self.groups[batch["group"]], batch["batch"]
+        weights = torch.zeros(len(self.tasks), device=own["pixel_values"].device)
+        weights[self._places(group)] = group.weight(own).to(weights)
         return weights
 
     def loss(self, model: nn.Module, batch: Sample, share: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The model's own loss of the batch's task, normalised by that task's tokens in the whole step.
+        """The model's own loss of the batch's tasks, each normalised by that task's tokens in the whole step.
 
-        Values to log are there for both tasks, so that means over batches are means over each task's tokens.
+        Values to log are there for all tasks, so that means over batches are means over each task's tokens.
         """
-        place = self._place(batch)
-        share = share[place]
-        # The model divides cross-entropies by the mean of what all processes run now, whichever task that is.
-        tokens = self.weight(batch).sum()
-        own_share = share * tokens / mean_over_processes(tokens).clamp(min=1)
-        output = model(task=tuple(self.tasks)[place], **batch)
+        group, weights = self.groups[batch["group"]], self.weight(batch)
+        places = self._places(group)
+        # Parts that the model does not divide by the mean of what all processes run now.
+        own = weights / mean_over_processes(weights).clamp(min=TINY)
+        loss, found = group.loss(model, batch["batch"], share[places])
+        only_dense = self.model.model.decoder.mask_embedding
+        if only_dense is not None and isinstance(model, DistributedDataParallel):
+            # Which waits in every pass for the gradient of every weight.
+            loss = loss + 0.0 * only_dense.sum()
         # In the same order everywhere, as processes average one after the other.
-        parts = {name: torch.zeros_like(share) for names in LOGGED for name in names}
-        for name, value in output.loss_dict.items():
-            parts[name] = (share if name == "depth_ce" else own_share) * value
-        return share * output.loss, parts
+        parts = {f"{task}_{part}": torch.zeros_like(loss.detach()) for task in self.tasks for part in _parts(task)}
+        for task, place in zip(self._names(group), places.flatten().tolist(), strict=True):
+            of_task = share[place] if isinstance(group, InstanceTask) else 1.0  # dense parts have their share in them
+            for part in _parts(task):
+                name = f"{task}_{part}"
+                parts[name] = found[name] * of_task * (1.0 if part == "ce" else own[place])
+        return loss, parts
 
     def after_step(self, batches: list[Sample], step: int, steps: int) -> None:
         """Nothing is left to do."""
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, float], Image.Image | None]:
-        """Metrics of both tasks, with the task as prefix, and their pictures one above the other."""
-        found = {name: task.evaluate(model, accelerator) for name, task in self.tasks.items()}
-        metrics = {f"{task}_{name}": value for task, (figures, _) in found.items() for name, value in figures.items()}
-        pictures = [picture for _, picture in found.values() if picture is not None]
-        return metrics, _stacked(pictures) if pictures else None
+        """Metrics of all tasks, with the task as prefix, and their pictures one above the other."""
+        figures, pictures = {}, []
+        for name, task in self.objects.items():
+            figures[name], picture = task.evaluate(model, accelerator)
+            pictures.append(picture)
+        of_maps, picture = self.dense.measure(model, accelerator)
+        shown = [x for x in (*pictures, picture) if x is not None]
+        metrics = {f"{task}_{name}": x for task, found in (figures | of_maps).items() for name, x in found.items()}
+        return metrics, stack_pictures(shown) if shown else None
 
     def save(self, model: PreTrainedModel, state_dict: dict[str, Tensor], folder: Path) -> None:
-        """Model and the default task's image processor; the other one's lies in a folder named like its task."""
+        """Model and the default task's image processor; those of other tasks lie in folders named like them."""
         default_task = str(self.model.config.default_task)
-        self.tasks[default_task].save(model, state_dict, folder)
-        for name in self.tasks.keys() - {default_task}:
-            self.tasks[name].processor.save_pretrained(folder / name)
+        self.objects.get(default_task, self.dense).save(model, state_dict, folder)
+        for name in self.objects.keys() - {default_task}:
+            self.objects[name].processor.save_pretrained(folder / name)
+        if default_task in self.objects:
+            self.dense.save_task_processors(folder)
 
-    def _place(self, batch: Sample) -> int:
-        return DEPTH if "depth_labels" in batch else INSTANCE
+    def _names(self, group: InstanceTask | DenseTask) -> list[str]:
+        return [group.task] if isinstance(group, InstanceTask) else list(group.kinds)
 
-    def _task(self, batch: Sample) -> InstanceTask | DepthTask:
-        return tuple(self.tasks.values())[self._place(batch)]
-
-
-def _stacked(pictures: list[Image.Image]) -> Image.Image:
-    """Pictures one above the other, on white."""
-    size = (max(picture.width for picture in pictures), sum(picture.height for picture in pictures))
-    whole = Image.new("RGB", size, "white")
-    top = 0
-    for picture in pictures:
-        whole.paste(picture, (0, top))
-        top += picture.height
-    return whole
+    def _places(self, group: InstanceTask | DenseTask) -> Tensor:
+        """Places of a group's tasks in weights: a number for the one of objects, (tasks,) for dense ones."""
+        places = torch.tensor([self.tasks.index(name) for name in self._names(group)])
+        return places[0] if isinstance(group, InstanceTask) else places
 
 
-def build_joint_model(recipe: JointModelRecipe, class_names: list[str]) -> AiTForDenseAndInstancePrediction:
+def _parts(task: str) -> tuple[str, ...]:
+    """Names of the parts of a task's loss."""
+    return OBJECT_PARTS.get(task, DENSE_PARTS)
+
+
+def build_joint_model(recipe: JointRecipe, class_names: list[str]) -> AiTForDenseAndInstancePrediction:
     """Task-solver of a recipe with its trained tokenizers, at the point that training starts from.
 
     Args:
         recipe: what to train.
-        class_names: of the data with objects; they become the configuration's `id2label`.
+        class_names: of the data with objects.
 
     Raises:
         FileNotFoundError: a tokenizer's folder holds no model.
-        RecipeError: the configuration is not valid, or does not fit the tokenizers or the earlier run.
+        RecipeError: the configuration is not valid, or does not fit the data, the tokenizers or the earlier run.
     """
     check_joint_tasks(recipe)
-    paths: dict[TokenizerKind, str | None] = {"mask": recipe.mask_tokenizer, "depth": recipe.depth_tokenizer}
-    tokenizers = {}
-    for kind, path in paths.items():
-        if path is None:
-            raise RecipeError(
-                f"model.{kind}_tokenizer is missing: give the folder of a trained VQ-VAE of {kind}s (the `model` "
-                "folder of a run_vqvae.py run)."
-            )
-        tokenizers[kind] = load_tokenizer(path, f"model.{kind}_tokenizer")
-    return build_object_model(recipe, class_names, tokenizers)
+    return build_instance_model(recipe.model, class_names)
 
 
 def plan_recipe(recipe: JointRecipe, processes: int) -> Mix:
@@ -161,33 +161,37 @@ def plan_recipe(recipe: JointRecipe, processes: int) -> Mix:
         RecipeError: the batch cannot be shared out equally.
     """
     run = recipe.run
-    ratio = (recipe.mix.instance, recipe.mix.depth)
-    return plan_mix(run.batch_size, ratio, micro_batch_size(run, processes), processes)
+    return plan_mix(run.batch_size, recipe.mix.groups(), micro_batch_size(run, processes), processes)
 
 
 def train_joint(recipe: JointRecipe) -> Path:
-    """Train a task-solver for instances and depth; returns the folder of the trained model.
+    """Train a task-solver for objects and dense tasks; returns the folder of the trained model.
 
     Raises:
         FileNotFoundError: a tokenizer's folder holds no model.
         RecipeError: the recipe does not fit the model, the data or the processes.
         FileExistsError: the run's folder is in use.
     """
-    check_joint_tasks(recipe.model)
+    check_joint_tasks(recipe)
     if recipe.instance_data.streaming or recipe.depth_data.streaming:
         raise RecipeError("streaming is not for joint training, which chooses rows by number; leave it out.")
     mix = plan_recipe(recipe, count_processes())
     accelerator = make_accelerator(recipe.run, mix.passes // count_processes())
     with accelerator.main_process_first():
         train_objects, eval_objects = load_instance_rows(recipe.instance_data)
-        train_depths, eval_depths = load_depth_pairs(recipe.depth_data)
     set_seed(recipe.run.seed)
-    model = build_joint_model(recipe.model, train_objects.class_names)
-    instance = InstanceTask(model, "instance", train_objects, eval_objects, instance_part(recipe))
-    depth = DepthTask(model, train_depths, eval_depths, depth_part(recipe))
+    model = build_joint_model(recipe, train_objects.class_names)
+    kinds = {task: spec.map_kind for task, spec in model.config.dense.items()}
+    with accelerator.main_process_first():
+        train_maps, eval_maps = load_dense_rows(recipe.depth_data, kinds)
+    names = [name for name in recipe.mix.groups() if name != DENSE_GROUP]
+    part = instance_part(recipe)
+    objects = {name: InstanceTask(model, name, train_objects, eval_objects, part) for name in names}
+    task = JointTask(objects, DenseTask(model, train_maps, eval_maps, dense_part(recipe)), mix)
 
     def make_sampler(steps: range) -> Sampler[list[SampleKey]]:
+        rows = [group.num_rows for group in task.groups]
         rank, processes = accelerator.process_index, accelerator.num_processes
-        return JointSampler(len(train_objects), len(train_depths), mix, recipe.run.seed, steps, rank, processes)
+        return JointSampler(rows, mix, recipe.run.seed, steps, rank, processes)
 
-    return train(JointTask(instance, depth, mix), recipe, accelerator, make_sampler)
+    return train(task, recipe, accelerator, make_sampler)

@@ -7,7 +7,8 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from ..data import SyntheticRooms  # noqa: F401 - importing the package registers its builders
-from .recipes import DataRecipe, RecipeError
+from .recipe_sections import DataRecipe
+from .recipes import RecipeError
 from .streaming import RowStream
 
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from .. import optimization
 from ..distributed_ait import mean_over_processes
 from ..modeling_ait import AiTForDenseAndInstancePrediction
+from .averaging import make_average
 from .checkpoints import (
     check_disk_space,
     checkpoint_size,
@@ -96,7 +97,7 @@ class TrainingTask(Protocol):
     def weight(self, batch: Sample) -> Tensor:
         """What a micro-batch's loss is normalised by, such as its number of valid pixels.
 
-        A scalar, or one value per loss where several are normalised each on its own.
+        A scalar, or one value per task where the loss is a sum of several that are normalised each on its own.
         """
         ...
 
@@ -104,8 +105,7 @@ class TrainingTask(Protocol):
         """Loss and named scalars to log.
 
         The loss is normalised by `weight` averaged over processes, times `share`: the weight of this micro-batch over
-        the mean weight of the micro-batches that are accumulated together. Where weights hold several values, `share`
-        is the sum of this micro-batch's values over the mean of each.
+        the mean weight of the micro-batches that are accumulated together, task by task.
         """
         ...
 
@@ -329,9 +329,8 @@ def train(task: TrainingTask, recipe: Any, accelerator: Accelerator, make_sample
     if task.stream is None and task.num_rows == 0:
         raise RecipeError("The training data is empty: it has no row, or for masks no object, to learn from.")
     checkpoint = check_run_folder(recipe, accelerator)
-    check_disk_space(
-        Path(recipe.run.output) / "checkpoints", checkpoint_size(task.model), recipe.run.keep_checkpoints, accelerator
-    )
+    size = checkpoint_size(task.model, recipe.run.ema is not None)
+    check_disk_space(Path(recipe.run.output) / "checkpoints", size, recipe.run.keep_checkpoints, accelerator)
     trainer = _Trainer(task, recipe, accelerator, make_sampler)
     accelerator.wait_for_everyone()
     trainer.start(checkpoint)
@@ -357,11 +356,12 @@ class _Trainer:
         if recipe.run.channels_last:
             # transformers decorates `to` in a way that type checkers do not see through.
             task.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+        self.average = make_average(task.model, recipe.run.ema, accelerator)
         if recipe.run.activation_checkpointing:
             _checkpoint_activations(task.model)
         if recipe.run.compile:
             _compile(task.model)
-        self.checkpoint_size = checkpoint_size(task.model)
+        self.checkpoint_size = checkpoint_size(task.model, self.average is not None)
         optim = recipe.optim
         lr = learning_rate(optim, recipe.run)
         groups = optimization.parameter_groups(task.model, lr, optim.weight_decay, optim.layer_decay)
@@ -391,6 +391,8 @@ class _Trainer:
             group = [next(batches) for _ in range(self.accelerator.gradient_accumulation_steps)]
             self.progress.add(self._update(group))
             self.task.after_step(group, step, self.steps)
+            if self.average is not None:
+                self.average.update_parameters(self.accelerator.unwrap_model(self.model))
             bar.update()
             if step % run.log_every == 0 or step == self.steps:
                 bar.set_postfix(self._log_training())
@@ -408,7 +410,7 @@ class _Trainer:
         """Write the trained model and its metrics."""
         final = self.folder / "model"
         temporary = self.folder / ".model.tmp"
-        state_dict = self.accelerator.get_state_dict(self.model)
+        state_dict = self.accelerator.get_state_dict(self.model if self.average is None else self.average.module)
         if self.accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
             model = self.accelerator.unwrap_model(self.model)
@@ -513,14 +515,13 @@ class _Trainer:
         return logged
 
     def _shares(self, batches: list[Sample]) -> Tensor:
-        """Weight of each micro-batch over the mean of those accumulated together, (N,) or (N, number of weights)."""
+        """Weight of each micro-batch over the mean of those accumulated together, (N,) or (N, tasks)."""
         device = self.accelerator.device
         weights = torch.stack([self.task.weight(batch).to(device, torch.float32) for batch in batches])
-        if weights.shape == (1,):
-            return torch.ones(1, device=device)
+        if len(weights) == 1:
+            return torch.ones_like(weights)
         weights = mean_over_processes(weights)
-        totals = weights if weights.ndim == 1 else weights.sum(dim=1, keepdim=True)
-        return totals / weights.mean(dim=0).clamp(min=1e-12)
+        return weights / weights.mean(dim=0).clamp(min=1e-12)
 
     def _log_training(self) -> dict[str, str]:
         """Write the means since the last line; what to show in the progress bar."""
@@ -538,7 +539,8 @@ class _Trainer:
     def _evaluate(self) -> None:
         self.model.eval()
         with torch.no_grad():
-            metrics, picture = self.task.evaluate(self.model, self.accelerator)
+            evaluated = self.model if self.average is None else self.average.module
+            metrics, picture = self.task.evaluate(evaluated, self.accelerator)
         self.model.train()
         self.progress.metrics = metrics
         if self.log is not None:
@@ -549,13 +551,13 @@ class _Trainer:
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
-        raise RecipeError("run.activation_checkpointing is for task-solvers; a tokenizer has no blocks, leave it out.")
+        raise RecipeError("run.activation_checkpointing is for task-solvers, which have blocks; leave it out.")
     model.activation_checkpointing_enable()
 
 
 def _compile(model: PreTrainedModel) -> None:
     if not isinstance(model, AiTForDenseAndInstancePrediction):
-        raise RecipeError("run.compile is for task-solvers; a tokenizer is small, leave it out.")
+        raise RecipeError("run.compile is for task-solvers; other models are small, leave it out.")
     for part in (model.model.backbone, model.model.encoder, model.model.decoder):
         part.compile()  # in place: names of weights stay
 

@@ -1,5 +1,6 @@
 """The model card of a trained model, filled from its recipe and its last evaluation."""
 
+import json
 import platform
 import re
 from collections.abc import Mapping
@@ -14,21 +15,69 @@ from accelerate import Accelerator
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel
 
+from ..modeling_plain_dense import AiTPlainDenseModel
 from .checkpoints import replace_text
 from .recipes import recipe_dict
+from .tokenizers import INSTANCE_TASK
 
 CARD_FILE = "README.md"
 PLACEHOLDER = "PATH/TO/"
-PIPELINES = {"depth": "depth-estimation", "instance": "image-segmentation", "detection": "object-detection"}
-_TASK_NAMES = {"depth": "monocular depth estimation", "instance": "instance segmentation", "detection": "detection"}
 _SCRIPTS = {
     "VQVAERecipe": "run_vqvae.py",
+    "DenseRecipe": "run_dense.py",
     "DepthRecipe": "run_depth.py",
     "InstanceRecipe": "run_instance.py",
     "JointRecipe": "run_joint.py",
 }
 _STARTS = ("backbone_weights", "initialize_from", "depth_tokenizer", "mask_tokenizer")
+_SECTIONS = ("data", "instance_data", "depth_data")
 _PAPER = '"All in Tokens", [arXiv 2301.02229](https://arxiv.org/abs/2301.02229)'
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What a card calls an object task, or a kind of maps.
+
+    Args:
+        name: of the task; None is the task's own name.
+        pipeline: that serves it, None if there is none.
+        values: what a tokenizer takes and gives.
+        call: what the pipeline is called with beside the image.
+        result: what of the pipeline's result is the prediction.
+        limit: what its predictions do not say.
+    """
+
+    name: str | None
+    pipeline: str | None = None
+    values: str = ""
+    call: str = ""
+    result: str = ""
+    limit: str | None = None
+
+
+_OBJECTS = {
+    "instance": _Words("instance segmentation", "image-segmentation"),
+    "detection": _Words("detection", "object-detection"),
+}
+_KINDS = {
+    "depth": _Words(
+        "monocular depth estimation",
+        "depth-estimation",
+        "depth maps in metres, 0 = invalid",
+        result='["predicted_depth"]',
+        limit="Depth is in metres as the training data's cameras see it; other cameras shift its scale.",
+    ),
+    "normals": _Words(
+        "surface normals",
+        values="unit vectors (x right, y down, z ahead), the zero vector = invalid",
+        limit="Normals are in the camera's axes: x right, y down, z ahead.",
+    ),
+    "classes": _Words(
+        "semantic segmentation", "image-segmentation", "maps of classes, one channel each", call=', subtask="semantic"'
+    ),
+    "values": _Words(None, values="maps of real values, NaN = invalid"),
+    "mask": _Words(None, values="instance masks in [0, 1], cropped to their boxes"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +86,7 @@ class RunFacts:
 
     Args:
         steps: optimiser steps done.
-        metrics: of the last evaluation; in a joint run every name starts with its task.
+        metrics: of the last evaluation; where a run has several tasks, every name starts with its task.
         eval_rows: rows of evaluation data by the recipe's section: "data", or "instance_data" and "depth_data".
         processes: number of processes.
         accumulation: forward passes of each process per step.
@@ -74,7 +123,7 @@ def write_model_card(folder: Path, model: PreTrainedModel, recipe: Any, facts: R
 
     Args:
         folder: what `save_pretrained` wrote.
-        model: the trained model, a tokenizer or a task-solver, not wrapped.
+        model: the trained model, a tokenizer, a task-solver or the plain baseline, not wrapped.
         recipe: what it was trained by.
         facts: of the run.
 
@@ -87,7 +136,7 @@ def write_model_card(folder: Path, model: PreTrainedModel, recipe: Any, facts: R
         f"# {name}\n\n{_introduction(model, recipe)}",
         "## Use\n\nIn this folder:\n\n" + _usage(model),
         "## Training\n\n" + _training(recipe, facts),
-        "## Results\n\n" + _results(recipe, facts),
+        "## Results\n\n" + _results(model, recipe, facts),
         "## Limits\n\n" + _limits(model, recipe, facts),
     ]
     path = folder / CARD_FILE
@@ -120,42 +169,49 @@ def _portable_path(text: str) -> str:
 
 
 def _front_matter(model: PreTrainedModel, recipe: Any) -> str:
-    tasks = _tasks(model)
+    pipelines = [_words(model, task).pipeline for task in _tasks(model)]
     names = [portable(section["dataset"]) for section in _data_sections(recipe).values()]
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=PIPELINES[model.config.default_task] if tasks else None,
-        tags=["ait", *(PIPELINES[task] for task in tasks)],
+        pipeline_tag=pipelines[0] if pipelines else None,
+        tags=list(dict.fromkeys(["ait", *(name for name in pipelines if name)])),
         datasets=list(dict.fromkeys(names)),
     )
     return f"---\n{data.to_yaml()}\n---"
 
 
 def _tasks(model: PreTrainedModel) -> list[str]:
-    """Tasks of a task-solver, the default one first; none of a tokenizer."""
-    if model.config.model_type != "ait":
-        return []
-    return sorted(model.config.tasks, key=lambda task: task != model.config.default_task)
+    """Tasks of a model, the default one first; none of a tokenizer."""
+    return sorted(getattr(model.config, "tasks", ()), key=lambda task: task != model.config.default_task)
+
+
+def _words(model: PreTrainedModel, task: str) -> _Words:
+    return _OBJECTS[task] if task in _OBJECTS else _KINDS[model.config.dense[task].kind]
+
+
+def _is_plain(model: PreTrainedModel) -> bool:
+    return isinstance(model, AiTPlainDenseModel)
 
 
 def _introduction(model: PreTrainedModel, recipe: Any) -> str:
     tasks = _tasks(model)
-    lines = _solver_lines(model) if tasks else _tokenizer_lines(model.config, recipe.maps)
     size = f"- size: {sum(x.numel() for x in model.parameters()):,} parameters"
-    if tasks:
-        size += f", frozen tokenizers included; stored as {recipe.run.save_dtype}"
-    what = (
-        f"AiT task-solver for {' and '.join(_TASK_NAMES[task] for task in tasks)}"
-        if tasks
-        else f"VQ-VAE tokenizer of {'depth maps' if recipe.maps == 'depth' else 'instance masks'} for AiT"
-    )
-    return "\n".join([f"{what} ({_PAPER}).", "", *lines, size])
+    if not tasks:
+        words = _KINDS[model.config.kind.name]
+        return "\n".join(
+            [f"VQ-VAE tokenizer of {words.values} for AiT ({_PAPER}).", "", *_tokenizer_lines(model), size]
+        )
+    *first, last = (_words(model, task).name or f"maps of {task}" for task in tasks)
+    names = f"{', '.join(first)} and {last}" if first else last
+    what = "Plain convolutional decoders, a baseline of AiT," if _is_plain(model) else "AiT task-solver"
+    size += f"{'' if _is_plain(model) else ', frozen tokenizers included'}; stored as {recipe.run.save_dtype}"
+    return "\n".join([f"{what} for {names} ({_PAPER}).", "", *_solver_lines(model), size])
 
 
-def _tokenizer_lines(config: Any, maps: str) -> list[str]:
-    values = "metres, 0 = invalid" if maps == "depth" else "masks in [0, 1], cropped to their boxes"
+def _tokenizer_lines(model: PreTrainedModel) -> list[str]:
+    config = model.config
     return [
-        f"- input and output: {config.image_size} x {config.image_size}, {values}",
+        f"- input and output: {config.num_channels} x {config.image_size} x {config.image_size}",
         f"- tokens: {config.grid_size} x {config.grid_size} codes of a {config.num_codes}-entry codebook of width "
         f"{config.code_dim}",
     ]
@@ -163,21 +219,23 @@ def _tokenizer_lines(config: Any, maps: str) -> list[str]:
 
 def _solver_lines(model: PreTrainedModel) -> list[str]:
     config = model.config
+    lines = [f"- input: {config.image_size} x {config.image_size}", f"- backbone: {_backbone(config.backbone_config)}"]
+    if _is_plain(model):
+        return [*lines, f"- one decoder of width {config.hidden_size} for each task"]
     decoder = config.decoder_config
-    lines = [
-        f"- input: {config.image_size} x {config.image_size}",
-        f"- backbone: {_backbone(config.backbone_config)}, stride {config.feature_stride}",
+    lines[-1] += f", stride {config.feature_stride}"
+    lines.append(
         f"- encoder of {decoder.num_encoder_layers} and decoder of {decoder.num_decoder_layers} blocks of width "
-        f"{decoder.hidden_size}; {'parallel' if config.parallel else 'autoregressive'} decoding",
-    ]
+        f"{decoder.hidden_size}; {'parallel' if config.parallel else 'autoregressive'} decoding"
+    )
     for task in _tasks(model):
-        if task == "depth":
-            lines.append(f"- depth: {_codes(config.depth_tokenizer_config)}")
+        if task in config.dense:
+            lines.append(f"- {task}: {_codes(config.dense[task].tokenizer_config)}")
         else:
-            masks = f", masks of {_codes(config.mask_tokenizer_config)}" if task == "instance" else ""
+            masks = f", masks of {_codes(config.mask_tokenizer_config)}" if task == INSTANCE_TASK else ""
             lines.append(f"- {task}: {config.num_objects} objects of {config.num_labels} classes{masks}")
     feedback, decode = ("soft" if soft else "hard" for soft in (config.soft_feedback, config.soft_decode))
-    if set(_tasks(model)) != {"detection"}:
+    if config.dense or INSTANCE_TASK in config.tasks:
         lines.append(f"- {feedback} tokens fed back, {decode} decode")
     return lines
 
@@ -197,20 +255,43 @@ def _backbone(config: Any) -> str:
 def _usage(model: PreTrainedModel) -> str:
     """Code that runs in the model's folder, where there is a photo.jpg."""
     config, tasks = model.config, _tasks(model)
-    if not tasks:
+    piped = [] if _is_plain(model) else [task for task in tasks if _words(model, task).pipeline]
+    if tasks:
+        lines = ["import transformers_ait", "from transformers import pipeline"] if piped else []
+        for task in piped:
+            words = _words(model, task)
+            processor = "" if task == config.default_task else f', image_processor="./{task}"'
+            lines.append(f'{task}_pipeline = pipeline("{words.pipeline}", model="."{processor})')
+            lines.append(f'{task} = {task}_pipeline("photo.jpg"{words.call}){words.result}')
+        lines += _usage_of_maps(model, [task for task in tasks if task not in piped])
+    else:
+        shape = f"1, {config.num_channels}, {config.image_size}, {config.image_size}"
         lines = [
             "import torch",
             "from transformers_ait import AiTVQVAEModel",
             'tokenizer = AiTVQVAEModel.from_pretrained(".")',
-            f"maps = tokenizer.decode(tokenizer.encode(torch.rand(1, 1, {config.image_size}, {config.image_size})))",
+            f"maps = tokenizer.decode(tokenizer.encode(torch.rand({shape})))",
         ]
-    else:
-        lines = ["import transformers_ait", "from transformers import pipeline"]
-        for task in tasks:
-            processor = "" if task == config.default_task else f', image_processor="./{task}"'
-            lines.append(f'{task}_pipeline = pipeline("{PIPELINES[task]}", model="."{processor})')
-            lines.append(f'{task} = {task}_pipeline("photo.jpg")' + ('["predicted_depth"]' if task == "depth" else ""))
     return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _usage_of_maps(model: PreTrainedModel, tasks: list[str]) -> list[str]:
+    """Lines for tasks that no pipeline serves."""
+    if not tasks:
+        return []
+    name = type(model).__name__
+    folder = "." if model.config.default_task in model.config.dense else f"./{tasks[0]}"
+    wanted = "" if _is_plain(model) else f", task={json.dumps(tasks)}"
+    return [
+        "from PIL import Image",
+        f"from transformers_ait import AiTDenseImageProcessor, {name}",
+        f'model = {name}.from_pretrained(".").eval()',
+        f'processor = AiTDenseImageProcessor.from_pretrained("{folder}")',
+        'image = Image.open("photo.jpg").convert("RGB")',
+        'pixel_values = processor(image, return_tensors="pt")["pixel_values"]',
+        f"outputs = model(pixel_values{wanted})",
+        f"maps = processor.post_process_dense(outputs, [(image.height, image.width)])[0]  # {', '.join(tasks)}",
+    ]
 
 
 def _training(recipe: Any, facts: RunFacts) -> str:
@@ -229,6 +310,8 @@ def _training(recipe: Any, facts: RunFacts) -> str:
         start = getattr(recipe.model, name, None)
         if start is not None:
             lines.append(f"- {name.replace('_', ' ')}: `{portable(start)}`")
+    for task, folder in getattr(recipe.model, "tokenizers", {}).items():
+        lines.append(f"- tokenizer of {task}: `{portable(folder)}`")
     values = _portable_recipe(recipe)
     text = yaml.safe_dump(values, sort_keys=False).rstrip()
     return (
@@ -274,29 +357,39 @@ def _leaves(values: Any, prefix: str = "") -> dict[str, Any]:
 def _data_sections(recipe: Any) -> dict[str, dict[str, Any]]:
     """Sections of data by name; a joint recipe has two."""
     values = recipe_dict(recipe)
-    return {name: values[name] for name in ("data", "instance_data", "depth_data") if name in values}
+    return {name: values[name] for name in _SECTIONS if name in values}
 
 
-def _results(recipe: Any, facts: RunFacts) -> str:
-    tables = []
-    for section, data in _data_sections(recipe).items():
-        prefix = "" if section == "data" else section.removesuffix("data")
-        metrics = {name.removeprefix(prefix): x for name, x in facts.metrics.items() if name.startswith(prefix)}
-        rows = facts.eval_rows[section]
-        names = ["dataset", "split", "rows", *metrics]
-        cells = [portable(data["dataset"]), data["eval_split"], str(rows), *(f"{x:.4g}" for x in metrics.values())]
-        table = [names, ["---"] * len(names), cells]
-        tables.append("\n".join("| " + " | ".join(row) + " |" for row in table))
+def _results(model: PreTrainedModel, recipe: Any, facts: RunFacts) -> str:
+    """A table for every task."""
     if not facts.metrics:
         return "The run ended without an evaluation."
+    sections, tables = _data_sections(recipe), []
+    objects = [task for task in _tasks(model) if task in _OBJECTS]
+    maps = [task for task in _tasks(model) if task not in _OBJECTS]
+    tasks = {"data": _tasks(model), "instance_data": objects, "depth_data": maps}
+    for section, data in sections.items():
+        alone = len(_tasks(model)) < 2
+        for task in [""] if alone else tasks[section]:
+            prefix = f"{task}_" if task else ""
+            metrics = {name.removeprefix(prefix): x for name, x in facts.metrics.items() if name.startswith(prefix)}
+            # Names of tasks may begin alike.
+            longer = [f"{other}_" for other in tasks[section] if other.startswith(prefix) and task]
+            metrics = {name: x for name, x in metrics.items() if not f"{prefix}{name}".startswith(tuple(longer))}
+            cells = {"task": task} if len(tasks[section]) > 1 else {}
+            cells |= {"dataset": portable(data["dataset"]), "split": data["eval_split"]}
+            cells |= {"rows": str(facts.eval_rows[section])} | {name: f"{x:.4g}" for name, x in metrics.items()}
+            table = [list(cells), ["---"] * len(cells), list(cells.values())]
+            tables.append("\n".join("| " + " | ".join(row) + " |" for row in table))
     return f"The last evaluation of the training, after step {facts.steps:,}:\n\n" + "\n\n".join(tables)
 
 
 def _limits(model: PreTrainedModel, recipe: Any, facts: RunFacts) -> str:
     """Where the numbers come from, and what they do not say."""
+    weights = "the last weights" if recipe.run.ema is None else "the weights' moving average"
     lines = [
         f"- One run with one seed ({recipe.run.seed}): no error bars.",
-        "- The numbers are those of the validation during training, of the last weights in training precision; "
+        f"- The numbers are those of the validation during training, of {weights} in training precision; "
         "`training/evaluate.py` applies the full protocol.",
     ]
     limits = {name: data["eval_limit"] for name, data in _data_sections(recipe).items()}
@@ -310,8 +403,8 @@ def _limits(model: PreTrainedModel, recipe: Any, facts: RunFacts) -> str:
             "- A tokenizer predicts nothing: the numbers are of true maps after encoding and decoding, the ceiling "
             "that it sets to a task-solver."
         )
-    elif "depth" in _tasks(model):
-        lines.append("- Depth is in metres as the training data's cameras see it; other cameras shift its scale.")
+    limits_of_tasks = (_words(model, task).limit for task in _tasks(model))
+    lines += dict.fromkeys(f"- {limit}" for limit in limits_of_tasks if limit)
     lines.append("- No license is named: the data and the weights that the training started from have a say in it.")
     return "\n".join(lines)
 

@@ -13,16 +13,17 @@ class DataRecipe:
 
     Args:
         dataset: name for `datasets.load_dataset`; a builder of this package or any other with the column `image` and,
-            as the task needs, `depth` (16-bit millimetres, 0 = invalid) or `objects` (see `InstanceRows`).
+            as the task needs, columns of maps (see `native_map`) or `objects` (see `InstanceRows`).
         options: further arguments of `load_dataset`.
+        columns: dense task, or kind of a tokenizer's maps, to its column; others are called like their column.
         train_split: split to train on.
         eval_split: split to evaluate on.
         eval_limit: evaluate on the first so many rows; None is all.
         eval_batch: rows per forward pass and process in evaluation.
-        train_columns: first and last column (exclusive) of training depth maps and their images; None is all. NYUv2 has
-            a border outside 41..601.
-        train_size: height and width that training images and depth maps are resized to once, as the image processor
-            resizes what it is given; None leaves them as they are.
+        train_columns: first and last column (exclusive) of pixels of training maps and their images; None is all. NYUv2
+            has a border outside 41..601.
+        train_size: height and width that training images and maps are resized to once, as the image processor resizes
+            what it is given; None leaves them as they are.
         in_memory: keep decoded rows in memory; they are decoded once.
         num_workers: data-loading processes per training process.
         streaming: read training data in order, without a copy on disk; needs `run.steps` and `eval_limit`.
@@ -31,6 +32,7 @@ class DataRecipe:
 
     dataset: str
     options: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
     train_split: str = "train"
     eval_split: str = "validation"
     eval_limit: int | None = None
@@ -154,6 +156,8 @@ class RunRecipe:
         keep_checkpoints: how many of the latest checkpoints stay.
         panels: evaluation pictures per evaluation.
         channels_last: keep images and convolutions in channels-last order, which is faster on CPUs and tensor cores.
+        ema: decay of an exponential moving average of a task-solver's weights, which is evaluated and saved in place of
+            the last weights; None leaves it out.
         save_dtype: precision of the weights in the final `model` folder of a task-solver; half halves the file.
         resume: continue the run in `output` from its latest complete checkpoint.
     """
@@ -175,6 +179,7 @@ class RunRecipe:
     keep_checkpoints: int = 2
     panels: int = 4
     channels_last: bool = False
+    ema: float | None = None
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     resume: bool = False
 
@@ -196,3 +201,5 @@ class RunRecipe:
             raise ValueError(f"seed must lie in 0..4294967295, got {self.seed}")
         if self.panels < 0:
             raise ValueError(f"panels must be 0 or more, got {self.panels}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must lie between 0 and 1, or be null for the last weights, got {self.ema}")

@@ -11,17 +11,13 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
-from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
-
-from .recipe_sections import DataRecipe, OptimRecipe, RunRecipe
 
 Recipe = TypeVar("Recipe")
 Config = TypeVar("Config", bound=PreTrainedConfig)
@@ -30,198 +26,6 @@ MISSING_VALUE = "???"
 
 class RecipeError(ValueError):
     """A recipe names something that does not exist, or gives a value that is not allowed."""
-
-
-@strict
-@dataclass
-class VQVAEModelRecipe:
-    """What to train.
-
-    Args:
-        config: fields of `AiTVQVAEConfig`.
-    """
-
-    config: dict[str, Any] = field(default_factory=dict)
-
-
-@strict
-@dataclass
-class PatchMaskRecipe:
-    """Mask augmentation of the VQ-VAE's input (AiT, arXiv 2301.02229).
-
-    Args:
-        ratio: share of patches set to 0, rounded up; 0 turns it off.
-        patch_size: side of a patch in pixels.
-    """
-
-    ratio: float | int = 0.5
-    patch_size: int = 16
-
-    def validate_patches(self) -> None:
-        """A share, and whole pixels."""
-        if self.patch_size < 1 or not 0 <= self.ratio <= 1:
-            raise ValueError(
-                f"patch_size must be at least 1 and ratio lie in [0, 1], got {self.patch_size} and {self.ratio}"
-            )
-
-
-@strict
-@dataclass
-class RestartRecipe:
-    """Restart of dead codes while the VQ-VAE is young; not in the original, but short trainings need it.
-
-    Args:
-        every: steps between restarts; 0 turns them off.
-        until: share of the run after which the codebook is left alone.
-        min_cluster_size: codes with a smaller moving-average cluster are restarted.
-    """
-
-    every: int = 0
-    until: float | int = 0.7
-    min_cluster_size: float | int = 0.2
-
-
-@strict
-@dataclass
-class VQVAERecipe:
-    """Recipe of `training/run_vqvae.py`: a tokenizer of depth maps, or of box crops of instance masks.
-
-    Args:
-        maps: "depth" needs the data's column `depth`, "masks" its `objects`.
-    """
-
-    data: DataRecipe
-    optim: OptimRecipe
-    run: RunRecipe
-    maps: Literal["depth", "masks"] = "depth"
-    model: VQVAEModelRecipe = field(default_factory=VQVAEModelRecipe)
-    patch_mask: PatchMaskRecipe = field(default_factory=PatchMaskRecipe)
-    restart: RestartRecipe = field(default_factory=RestartRecipe)
-
-
-@strict
-@dataclass
-class SolverModelRecipe:
-    """What the recipes of all task-solvers say of the model.
-
-    Args:
-        config: fields of `AiTConfig`.
-        backbone_weights: pretrained weights of a timm backbone, a file or `package:NAME`; None starts at random.
-        initialize_from: folder of an earlier run to start from.
-        image_mean: mean of each channel that the backbone expects.
-        image_std: standard deviation likewise.
-    """
-
-    config: dict[str, Any] = field(default_factory=dict)
-    backbone_weights: str | None = None
-    initialize_from: str | None = None
-    image_mean: list[float | int] | None = None
-    image_std: list[float | int] | None = None
-
-    def validate_normalization(self) -> None:
-        """Mean and standard deviation come together, one value per channel."""
-        given = [values for values in (self.image_mean, self.image_std) if values is not None]
-        if len(given) == 1 or any(len(values) != 3 for values in given) or 0 in (self.image_std or []):
-            raise ValueError(
-                "image_mean and image_std must both be given, three values each and no deviation of 0, got "
-                f"{self.image_mean} and {self.image_std}"
-            )
-
-
-@strict
-@dataclass
-class DepthModelRecipe(SolverModelRecipe):
-    """What to train: the fields of `SolverModelRecipe`.
-
-    With `depth_tokenizer`, `config.depth_tokenizer_config` may hold `tau` alone; `initialize_from` gives backbone,
-    encoder and decoder; without `image_mean` and `image_std` pixels stay in [0, 1].
-
-    Args:
-        depth_tokenizer: folder of a trained VQ-VAE; None uses `config.depth_tokenizer_config`, which must then be an
-            "ait_bin_tokenizer", since an untrained VQ-VAE is no tokenizer.
-        align_positions: let every token attend to its own place of the image from the start.
-    """
-
-    depth_tokenizer: str | None = None
-    align_positions: bool = False
-
-
-@strict
-@dataclass
-class AugmentationRecipe:
-    """Probabilities of the training augmentation of image and depth.
-
-    Args:
-        strip: a vertical strip of the depth map overwrites the image.
-        flip: horizontal flip.
-        colour: each of brightness-contrast, gamma and hue-saturation-value.
-    """
-
-    strip: float | int = 0.25
-    flip: float | int = 0.5
-    colour: float | int = 0.5
-
-
-@strict
-@dataclass
-class DepthRecipe:
-    """Recipe of `training/run_depth.py`: a task-solver for depth."""
-
-    data: DataRecipe
-    optim: OptimRecipe
-    run: RunRecipe
-    model: DepthModelRecipe = field(default_factory=DepthModelRecipe)
-    augmentation: AugmentationRecipe = field(default_factory=AugmentationRecipe)
-
-
-@strict
-@dataclass
-class InstanceModelRecipe(SolverModelRecipe):
-    """What to train: the fields of `SolverModelRecipe`.
-
-    `config.tasks` is [detection] or [instance], and the classes are the data's. With `mask_tokenizer`,
-    `config.mask_tokenizer_config` may hold `tau` alone; `initialize_from` gives backbone and encoder; without
-    `image_mean` and `image_std` images are normalised by ImageNet's.
-
-    Args:
-        mask_tokenizer: folder of a trained VQ-VAE of masks, for instances.
-        initialize_decoder: start from the earlier run's decoder too; a detection decoder also gives the places of boxes
-            and classes in the longer sequences of instances.
-    """
-
-    mask_tokenizer: str | None = None
-    initialize_decoder: bool = False
-
-
-@strict
-@dataclass
-class InstanceAugmentationRecipe:
-    """The training augmentation of image, boxes and masks.
-
-    Args:
-        scale: least and largest factor of large-scale jitter.
-        flip: probability of a horizontal flip.
-    """
-
-    scale: list[float | int] = field(default_factory=lambda: [0.1, 3.0])
-    flip: float | int = 0.5
-
-    def validate_scale(self) -> None:
-        """Two positive factors, the least first."""
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale must be two positive factors, the least first, got {self.scale}")
-
-
-@strict
-@dataclass
-class InstanceRecipe:
-    """Recipe of `training/run_instance.py`: a task-solver for detection or instance segmentation."""
-
-    data: DataRecipe
-    optim: OptimRecipe
-    run: RunRecipe
-    model: InstanceModelRecipe = field(default_factory=InstanceModelRecipe)
-    augmentation: InstanceAugmentationRecipe = field(default_factory=InstanceAugmentationRecipe)
 
 
 class _Loader(yaml.SafeLoader):
@@ -266,7 +70,7 @@ def build_recipe(recipe_class: type[Recipe], values: Mapping[str, Any], source: 
     """Recipe of nested dictionaries.
 
     Args:
-        recipe_class: a dataclass of this module.
+        recipe_class: a dataclass of `recipe_models` or `joint_recipe`, or one of their sections.
         values: its fields; sections are dictionaries.
         source: what to call the origin of the values in errors.
         path: dotted key of `values` in the whole recipe.
@@ -405,6 +209,11 @@ def _check_config_keys(config: PreTrainedConfig, values: Mapping[str, Any], sour
         sub_config = getattr(config, name)
         if isinstance(value, Mapping) and isinstance(sub_config, PreTrainedConfig):
             _check_config_keys(sub_config, value, source, f"{path}.{name}")
+    for place, entry in enumerate(values.get("dense_tasks") or []):
+        tokenizer = entry.get("tokenizer_config")
+        if isinstance(tokenizer, Mapping):
+            key = f"{path}.dense_tasks.{place}.tokenizer_config"
+            _check_config_keys(config.dense[entry["name"]].tokenizer_config, tokenizer, source, key)
 
 
 def _unknown_key(name: str, path: str, known: list[str], source: str) -> RecipeError:
@@ -424,5 +233,5 @@ def _instantiate(target: type[Any], arguments: dict[str, Any], source: str, path
         # Of a list's entry the cause says which, and its own cause why.
         reasons = [str(x) for x in (error.__cause__, getattr(error.__cause__, "__cause__", None)) if x is not None]
         raise RecipeError(f"{key} in {source} has a value that is not allowed: {': '.join(reasons)}") from error
-    except (StrictDataclassClassValidationError, ValueError) as error:
+    except (StrictDataclassClassValidationError, ValueError, TypeError) as error:
         raise RecipeError(f"{path or 'The recipe'} in {source} is not valid: {error.__cause__ or error}") from error

@@ -1,4 +1,4 @@
-"""Training of a tokenizer, of depth maps or of instance masks."""
+"""Training of a tokenizer, of maps of any kind or of instance masks."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -10,30 +10,29 @@ from accelerate.utils import set_seed
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from torchvision import tv_tensors
 from transformers import PreTrainedModel
 
 from ..coco_annotations_ait import annotation_box, annotation_mask, encode_masks
-from ..configuration_ait import AiTVQVAEConfig
-from ..data.augmentation_depth import depth_map_transform
+from ..configuration_tokenizers import AiTVQVAEConfig
+from ..data.augmentation_dense import map_training_transform
 from ..data.mask_crops import box_crop
 from ..data.patch_mask import RandomPatchMask
 from ..distributed_ait import mean_over_processes
-from ..image_processing_ait_depth import MIN_DEPTH
 from ..mask_geometry_ait import crop_masks, paste_masks
 from ..modeling_ait_vqvae import AiTVQVAEModel
-from ..visualization import DepthPanelRow, depth_panel
-from .depth_data import DepthPairs, evaluate_depth, explain_crop, load_depth_pairs
+from ..visualization import PanelRow, dense_panel
+from .dense_data import DenseRows, MapsByTask, evaluate_maps, explain_crop, load_dense_rows
 from .instance_data import InstanceRows, evaluate_objects, load_instance_rows
 from .instance_panel import instance_panel
 from .loop import make_accelerator, train
-from .recipes import RecipeError, VQVAERecipe, build_config
+from .recipe_models import VQVAERecipe
+from .recipes import RecipeError, build_config
 from .sampling import Sample
 from .streaming import RowStream
 
 
 class VQVAETask(ABC):
-    """Reconstruct maps; what depth maps and masks share.
+    """Reconstruct maps; what dense maps and masks share.
 
     Args:
         model: the tokenizer.
@@ -48,7 +47,8 @@ class VQVAETask(ABC):
     def __init__(self, model: AiTVQVAEModel, recipe: VQVAERecipe, num_rows: int, num_eval: int) -> None:
         self.model = model
         self.model.quantizer.deferred = True
-        self.config = model.config
+        self.config: Any = model.config
+        self.kind = model.config.kind
         self.stream: RowStream | None = None
         self.restart = recipe.restart
         self.num_rows = num_rows
@@ -69,16 +69,17 @@ class VQVAETask(ABC):
 
     @abstractmethod
     def target(self, index: int) -> Tensor:
-        """One augmented map (1, S, S)."""
+        """One augmented native map ([C,] S, S)."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, float], Image.Image | None]:
         """Metrics of reconstructed evaluation data, from unmasked inputs, and a picture."""
 
     def sample(self, index: int) -> Sample:
-        """Masked input and whole target, (1, S, S) each."""
+        """Input with patches made invalid, and whole target, native maps ([C,] S, S) each."""
         target = self.target(index)
-        return {"pixel_values": self.patch_mask(target), "labels": target}
+        kept = self.patch_mask(torch.ones(1, *target.shape[-2:]))[0] > 0
+        return {"pixel_values": target.where(kept, self.kind.invalid), "labels": target}
 
     def collate(self, samples: list[Sample]) -> Sample:
         """Stack samples."""
@@ -86,11 +87,11 @@ class VQVAETask(ABC):
 
     def weight(self, batch: Sample) -> Tensor:
         """Number of pixels in the reconstruction loss."""
-        return (batch["labels"] > 0).sum() if self.config.ignore_zero else torch.tensor(batch["labels"].numel())
+        return self.kind.valid(self._tokenizer_form(batch["labels"])).sum()
 
     def loss(self, model: nn.Module, batch: Sample, share: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction, as one mean over the valid pixels of the whole batch, plus commitment."""
-        output = model(**batch)
+        output = model(**{name: self._tokenizer_form(maps) for name, maps in batch.items()})
         reconstruction, commitment = output.reconstruction_loss, output.loss - output.reconstruction_loss
         weight = self.weight(batch).to(reconstruction)
         share = share * weight / mean_over_processes(weight).clamp(min=1)
@@ -106,63 +107,99 @@ class VQVAETask(ABC):
         """Update the codebook once for the whole step, and restart dead codes as the recipe says."""
         self.model.quantizer.apply_update()
         if self.restart.every and step % self.restart.every == 0 and step <= self.restart.until * steps:
-            inputs = [batch["pixel_values"].to(self.model.device) for batch in batches]
+            inputs = [self._tokenizer_form(batch["pixel_values"].to(self.model.device)) for batch in batches]
             self.model.restart_dead_codes(inputs, self.restart.min_cluster_size)
 
     def save(self, model: PreTrainedModel, state_dict: dict[str, Tensor], folder: Path) -> None:
         """The tokenizer, as `AiTVQVAEModel.from_pretrained` reads it."""
         model.save_pretrained(folder, state_dict=state_dict)
 
+    def _tokenizer_form(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) of native maps."""
+        return self.kind.to_tokenizer(maps, self.config.num_channels)
 
-class VQVAEDepthTask(VQVAETask):
-    """Reconstruct depth maps in metres.
+
+class VQVAEMapTask(VQVAETask):
+    """Reconstruct dense maps.
 
     Args:
         model: the tokenizer.
-        train_rows: training data.
+        train_rows: training data, whose only task is called like the kind.
         eval_rows: evaluation data.
         recipe: the run's recipe.
     """
 
-    def __init__(
-        self, model: AiTVQVAEModel, train_rows: DepthPairs, eval_rows: DepthPairs, recipe: VQVAERecipe
-    ) -> None:
+    def __init__(self, model: AiTVQVAEModel, train_rows: DenseRows, eval_rows: DenseRows, recipe: VQVAERecipe) -> None:
         super().__init__(model, recipe, len(train_rows), len(eval_rows))
         self.stream = train_rows.stream
         self.train_rows = train_rows
         self.eval_rows = eval_rows
-        self.transform = depth_map_transform(self.config.image_size)
+        self.transform = map_training_transform(self.config.image_size, self.kind)
 
     def target(self, index: int) -> Tensor:
-        """A random crop of a depth map, (1, S, S) metres."""
-        depth = tv_tensors.Mask(self.train_rows.depth(index))
-        with explain_crop(index, depth):
-            return self.transform(depth).as_subclass(Tensor)
+        """A random crop of a map, ([C,] S, S)."""
+        native = self._map(self.train_rows, index)
+        with explain_crop(index, native):
+            return self.transform(native)
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, float], Image.Image | None]:
-        """Depth metrics of reconstructed whole maps."""
+        """Figures of reconstructed whole maps."""
+        name = self.kind.name
 
-        def predict(indices: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-            targets = [self._eval_depth(index) for index in indices]
-            output = model(torch.stack(targets).to(accelerator.device))
-            predictions = output.reconstruction.float().clamp(min=MIN_DEPTH).cpu()
-            return list(predictions[:, 0]), [target[0] for target in targets]
+        def predict(indices: list[int]) -> tuple[list[MapsByTask], list[MapsByTask]]:
+            targets = [self._eval_map(index) for index in indices]
+            inputs = self._tokenizer_form(torch.stack(targets).to(accelerator.device))
+            predicted = reconstructed_maps(model(inputs).reconstruction, self.config)
+            return [{name: native.cpu()} for native in predicted], [{name: native} for native in targets]
 
-        metrics = evaluate_depth(self.num_eval, predict, self.eval_batch, accelerator)
+        found = evaluate_maps(
+            self.num_eval,
+            predict,
+            {name: self.kind},
+            {name: self.config.num_channels},
+            self.eval_batch,
+            accelerator,
+        )[name]
+        shown = list(range(self.panels))
         rows = []
-        if self.panels:
-            shown = list(range(self.panels))
-            predictions, targets = predict(shown)
-            for index, depth, truth in zip(shown, predictions, targets, strict=True):
-                image = self.eval_rows.image(index)[:, : truth.shape[0], : truth.shape[1]]
-                rows.append(DepthPanelRow(image.permute(1, 2, 0).numpy(), depth, truth))
-        return metrics, depth_panel(rows) if rows and accelerator.is_main_process else None
+        for index, prediction, true in zip(shown, *predict(shown), strict=True) if shown else ():
+            image = self.eval_rows.image(index)[:, : true[name].shape[-2], : true[name].shape[-1]]
+            rows.append(PanelRow(image.permute(1, 2, 0).numpy(), prediction[name], true[name]))
+        if not rows or not accelerator.is_main_process:
+            return found, None
+        return found, dense_panel(rows, self.kind, class_names=self.config.id2label)
 
-    def _eval_depth(self, index: int) -> Tensor:
-        """Depth (1, H, W), cut at bottom and right to whole tokens."""
-        depth = self.eval_rows.depth(index)
-        height, width = (side - side % self.config.downsample_ratio for side in depth.shape[1:])
-        return depth[:, :height, :width]
+    def _eval_map(self, index: int) -> Tensor:
+        """A native map, cut at bottom and right to whole tokens."""
+        native = self._map(self.eval_rows, index)
+        height, width = (side - side % self.config.downsample_ratio for side in native.shape[-2:])
+        return native[..., :height, :width]
+
+    def _map(self, rows: DenseRows, index: int) -> Tensor:
+        """A native map that the tokenizer can take.
+
+        Raises:
+            RecipeError: values, or a number of channels, that it cannot.
+        """
+        native, channels, name = rows.map(index, self.kind.name), self.config.num_channels, "The map"
+        try:
+            self.kind.check_shape(native[None], (1, native.shape[-2], native.shape[-1]), channels, name)
+            self.kind.check(native[None], channels, name)
+        except ValueError as error:
+            row = f"row {index}" if isinstance(index, int) else "a streamed row"
+            raise RecipeError(f"The map of {row} does not fit model.config: {error}") from error
+        return native
+
+
+def reconstructed_maps(reconstruction: Tensor, config: AiTVQVAEConfig) -> list[Tensor]:
+    """Final native maps ([C,] H, W), as users read them, of what a tokenizer decoded.
+
+    Args:
+        reconstruction: (B, C, H, W).
+        config: of the tokenizer.
+    """
+    maps = config.kind.from_tokenizer(reconstruction.float())
+    return [config.kind.finish(config.kind.to_average(native), None) for native in maps]
 
 
 class VQVAEMaskTask(VQVAETask):
@@ -244,19 +281,25 @@ def train_vqvae(recipe: VQVAERecipe) -> Path:
         RecipeError: the recipe does not fit the model, the data or the processes.
         FileExistsError: the run's folder is in use.
     """
-    config = build_config(AiTVQVAEConfig, recipe.model.config, "the recipe")
-    masks = recipe.maps == "masks"
-    if masks and config.ignore_zero:
-        raise RecipeError("model.config.ignore_zero must be false for maps: masks, whose zeros are to be learnt.")
+    config = build_config(AiTVQVAEConfig, recipe.model.config_values(), "the recipe")
+    masks = config.kind.name == "mask"
+    _check_maps(recipe, config)
     accelerator = make_accelerator(recipe.run)
     with accelerator.main_process_first():
-        rows: Any = load_instance_rows(recipe.data) if masks else load_depth_pairs(recipe.data, resize_all=True)
-    train_rows, eval_rows = rows
+        if masks:
+            rows: Any = load_instance_rows(recipe.data)
+        else:
+            rows = load_dense_rows(recipe.data, {config.kind.name: config.kind}, resize_all=True)
     set_seed(recipe.run.seed)
-    model = AiTVQVAEModel(config)
-    task: VQVAETask
-    if masks:
-        task = VQVAEMaskTask(model, train_rows, eval_rows, recipe)
-    else:
-        task = VQVAEDepthTask(model, train_rows, eval_rows, recipe)
-    return train(task, recipe, accelerator)
+    task_class: Any = VQVAEMaskTask if masks else VQVAEMapTask
+    return train(task_class(AiTVQVAEModel(config), *rows, recipe), recipe, accelerator)
+
+
+def _check_maps(recipe: VQVAERecipe, config: AiTVQVAEConfig) -> None:
+    """Raise where an older recipe's `maps` is not the configuration's kind."""
+    expected = {None: config.kind.name, "masks": "mask"}.get(recipe.maps, recipe.maps)
+    if expected != config.kind.name:
+        raise RecipeError(
+            f"maps is {recipe.maps!r}, but model.config describes a tokenizer of kind {config.kind.name!r}; set "
+            f"model.config.map_kind to {expected!r} (without it, model.config.ignore_zero must be false for masks)."
+        )
