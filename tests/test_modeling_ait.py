@@ -3,8 +3,10 @@
 import copy
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForDepthEstimation,
     ConvNextConfig,
@@ -13,8 +15,10 @@ from transformers import (
     Swinv2Config,
     TimmBackboneConfig,
 )
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
-from transformers_ait import AiTModel
+from transformers_ait import AiTForDenseAndInstancePrediction, AiTModel
 from transformers_ait.map_kinds_ait import scale_invariant_log_loss
 
 TOLERANCE = 1e-4
@@ -485,3 +489,22 @@ def test_truncated_checkpoint_is_an_error(model, tmp_path):
 def test_tuple_outputs(model, images, depths):
     assert torch.equal(model(images, return_dict=False)[0], model(images).predicted_depth)
     assert isinstance(model(images, depth_labels=depths, return_dict=False), tuple)
+
+
+def test_stages_beyond_the_requested_map_are_neither_kept_nor_missed(tiny_model, images, tmp_path):
+    timm_backbone = {"model_type": "timm_backbone", "backbone": "tf_efficientnet_lite0", "out_indices": [2]}
+    model = tiny_model(backbone_config=timm_backbone, feature_stride=8)
+    network = model.model.backbone._backbone
+    assert len(network.blocks) == 3
+    whole = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=[2]).eval()
+    state = {name: x for name, x in whole.state_dict().items() if name in network.state_dict()}
+    network.load_state_dict(state)
+    assert torch.equal(network(images)[0], whole(images)[0])
+    model.save_pretrained(tmp_path)
+    older = load_file(tmp_path / "model.safetensors")
+    prefix = "model.backbone._backbone."
+    older |= {prefix + name: x for name, x in whole.state_dict().items() if prefix + name not in older}
+    save_file(older, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with CaptureLogger(logging.get_logger("transformers.modeling_utils")) as captured:
+        again = AiTForDenseAndInstancePrediction.from_pretrained(tmp_path).eval()
+    assert captured.out == "" and torch.equal(again(images).predicted_depth, model(images).predicted_depth)

@@ -1,4 +1,4 @@
-"""A folder that version 0.1.0 saved before there was a table of dense tasks loads without a word and predicts the same."""
+"""A folder of the version before the table of dense tasks loads without a word and predicts the same."""
 
 import json
 from pathlib import Path

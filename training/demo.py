@@ -1,12 +1,12 @@
-"""Depth of real photographs, depth and objects of a rendered room, beside the truth, as one picture.
+"""Photographs in all the tasks of a model, depth and objects of a rendered room, beside the truth, as one picture.
 
     python training/demo.py --output demo.png          # what `make demo` runs
     python training/demo.py --image photo.jpg --photo-model DIRECTORY --model DIRECTORY --instance-model DIRECTORY
 
 The photographs ship inside scikit-image: the Middlebury motorcycle scene, with true disparity, and a portrait. A model
-trained on photographs (NYU Depth v2) sees them; models trained on rendered rooms see the room, which is rendered here.
-Everything goes through the public route: `pipeline("depth-estimation")` and `pipeline("image-segmentation")` on
-checkpoint folders.
+trained on photographs (NYU Depth v2) sees them, and gives all its dense tasks in one pass; models trained on rendered
+rooms see the room, which is rendered here. Everything goes through the public route: the Auto classes of processor and
+model, `pipeline("depth-estimation")` and `pipeline("image-segmentation")` on checkpoint folders.
 """
 
 import argparse
@@ -18,20 +18,21 @@ import numpy as np
 import skimage.data
 import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoImageProcessor, AutoModelForDepthEstimation, pipeline
 from transformers.pipelines import Pipeline
 from transformers.utils import logging
 
 import transformers_ait  # noqa: F401  (registers the Auto classes)
 from transformers_ait.data import RoomFrame, render_room
 from transformers_ait.metrics import depth_metrics
-from transformers_ait.visualization import DepthPanelRow, depth_panel, draw_instances, picture_panel
+from transformers_ait.visualization import DepthPanelRow, depth_panel, draw_instances, picture_panel, task_panel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Calibration of the scene, from the docstring of skimage.data.stereo_motorcycle.
 FOCAL_LENGTH, BASELINE, PRINCIPAL_OFFSET = 994.978, 0.193001, 31.086
 HELD_OUT_ROOM = 2_000_000_029  # of the test split, chosen for its furniture
 ROOM_TITLE = "Rendered room, never trained on"
+DEPTH = "depth"
 MIN_IOU = 0.5  # of a predicted mask with a true one of its class, to count as found
 
 
@@ -85,14 +86,41 @@ def depth_row(estimator: Pipeline, title: str, image: Image.Image, truth: np.nda
     return DepthPanelRow(np.array(image), depth, truth, title=title)
 
 
-def photograph_rows(estimator: Pipeline, photo: Path | None) -> list[DepthPanelRow]:
-    """Depth of the photographs, the user's own first."""
-    rows = []
-    if photo is not None:
-        rows.append(depth_row(estimator, photo.name, Image.open(photo).convert("RGB")))
-    rows.append(depth_row(estimator, "Photograph (Middlebury motorcycle)", *motorcycle()))
-    rows.append(depth_row(estimator, "Photograph (no truth)", Image.fromarray(skimage.data.astronaut())))
-    return rows
+def photograph_pictures(folder: str, photo: Path | None) -> list[Image.Image]:
+    """The photographs in all dense tasks of a model, the user's own first."""
+    start = time.perf_counter()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    model = AutoModelForDepthEstimation.from_pretrained(folder).eval()
+    print(f"loaded {folder} in {time.perf_counter() - start:.1f} s on {model.device}")
+    own = [] if photo is None else [(photo.name, Image.open(photo).convert("RGB"), None)]
+    shown = [("Photograph (Middlebury motorcycle)", *motorcycle())]
+    shown += [("Photograph (no truth)", Image.fromarray(skimage.data.astronaut()), None)]
+    return [task_picture(model, processor, *entry) for entry in own + shown]
+
+
+def task_picture(
+    model: Any, processor: Any, title: str, image: Image.Image, true_depth: np.ndarray | None
+) -> Image.Image:
+    """One photograph in all dense tasks, from one pass, with the time of each stage printed."""
+    start = time.perf_counter()
+    inputs = processor(image, return_tensors="pt")
+    prepared = time.perf_counter()
+    with torch.no_grad():
+        outputs = model(**inputs)
+    decoded = time.perf_counter()
+    maps = processor.post_process_dense(outputs, [(image.height, image.width)])[0]
+    done = time.perf_counter()
+    print(
+        f"{title}: {', '.join(maps)}; {image.width} x {image.height} pixels; preprocess {prepared - start:.3f} s, "
+        f"model {decoded - prepared:.3f} s, post-process {done - decoded:.3f} s"
+    )
+    truths = {}
+    if true_depth is not None and DEPTH in maps:
+        describe(title, maps[DEPTH].numpy(), true_depth)
+        truths[DEPTH] = true_depth
+    specs = model.config.dense
+    shown = {task: (found, specs[task].kind, specs[task].class_names) for task, found in maps.items()}
+    return task_panel(image, shown, truths)
 
 
 def instance_picture(segmenter: Pipeline, frame: RoomFrame, threshold: float) -> Image.Image:
@@ -143,10 +171,10 @@ def main() -> None:
 
     start = time.perf_counter()
     frame = render_room(HELD_OUT_ROOM, height=480, width=640)
-    rows = photograph_rows(load("depth-estimation", arguments.photo_model), arguments.image)
+    pictures = photograph_pictures(arguments.photo_model, arguments.image)
     room = Image.fromarray(frame.image)
-    rows.append(depth_row(load("depth-estimation", arguments.model), ROOM_TITLE, room, frame.depth_dense))
-    pictures = [depth_panel(rows)]
+    estimator = load("depth-estimation", arguments.model)
+    pictures.append(depth_panel([depth_row(estimator, ROOM_TITLE, room, frame.depth_dense)]))
     segmenter = load("image-segmentation", arguments.instance_model)
     torch.manual_seed(0)  # objects are sampled from a nucleus
     pictures.append(instance_picture(segmenter, frame, arguments.threshold))

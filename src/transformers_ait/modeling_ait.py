@@ -35,6 +35,7 @@ from .sequence_ait import (
 )
 from .token_vocabulary import DEPTH_TASK
 
+UNREAD_STAGES = r"(^|\.)backbone\._backbone\.blocks\.\d+\."
 InstanceLabels = Sequence[Mapping[str, Tensor]]
 DenseLabels = Mapping[str, Tensor]
 
@@ -53,11 +54,17 @@ class AiTModelOutput(ModelOutput):
 
 
 def build_backbone(config: Any) -> Any:
-    """A backbone with random weights."""
+    """A backbone with random weights, without stages that come after its last requested map."""
     # By model type, not class: remote code may hold a second copy of the configuration class.
     if config.model_type == "ait_swinv2":
         return AiTSwinV2Backbone(config)
-    return AutoBackbone.from_config(config)
+    backbone = AutoBackbone.from_config(config)
+    network = getattr(backbone, "_backbone", None)
+    # timm's EfficientNets and MobileNets run and store all their stages; the table is private, hence the default.
+    stages = getattr(network, "_stage_out_idx", None)
+    if network is not None and stages:
+        network.blocks = network.blocks[: max(stages)]
+    return backbone
 
 
 def pad_images(pixel_values: Tensor, size: int) -> Tensor:
@@ -90,6 +97,8 @@ class AiTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["AiTSwinV2Block", "AiTEncoderBlock", "AiTDecoderBlock"]
+    # Checkpoints of before hold stages that no map came from, see `build_backbone`.
+    _keys_to_ignore_on_load_unexpected = [UNREAD_STAGES]
     # Codes are nearest neighbours and depth spans metres: both want full precision, and the tokenizers are small.
     _keep_in_fp32_modules_strict = ["depth_tokenizer", "mask_tokenizer", "dense_tokenizers"]
 
@@ -128,7 +137,7 @@ class AiTModel(AiTPreTrainedModel):
     """Backbone, encoder and token decoder without tokenizers; its output is the encoder's memory."""
 
     # The tokenizers belong to AiTForDenseAndInstancePrediction, whose checkpoints this class loads too.
-    _keys_to_ignore_on_load_unexpected = [r"^(depth_tokenizer|mask_tokenizer|dense_tokenizers)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(depth_tokenizer|mask_tokenizer|dense_tokenizers)\.", UNREAD_STAGES]
 
     def __init__(self, config: AiTConfig):
         super().__init__(config)
