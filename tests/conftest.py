@@ -142,7 +142,7 @@ def _config(**overrides) -> AiTConfig:
         "num_depth_codes": 12,
         "num_objects": 3,
     }
-    if "id2label" in overrides:
+    if "id2label" in overrides or overrides.get("dense_tasks"):
         del settings["num_labels"]
     return AiTConfig(**(settings | overrides))
 

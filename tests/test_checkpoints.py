@@ -21,6 +21,7 @@ from transformers_ait.engine.checkpoints import (
     MANIFEST,
     checkpoint_step,
     latest_checkpoint,
+    load_checkpoint,
     replace_folder,
     save_checkpoint,
 )
@@ -442,3 +443,18 @@ def test_trained_model_loads_and_metrics_are_those_of_the_last_evaluation(tmp_pa
     last = read_log(tmp_path / "run" / LOG_FILE)[-1]
     assert last.pop("split") == "eval" and last == stored
     assert (tmp_path / "run" / "panels" / "step-00000002.png").is_file()
+
+
+def test_a_checkpoint_of_other_weights_is_refused_in_one_line(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    accelerator = Accelerator(cpu=True)
+    accelerator.prepare(model)
+    accelerator.save_state(str(tmp_path))
+    (tmp_path / MANIFEST).write_text(json.dumps({"num_processes": 1}))
+    load_checkpoint(accelerator, tmp_path)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    other = Accelerator(cpu=True)
+    other.prepare(torch.nn.Linear(3, 2))
+    with pytest.raises(RecipeError, match="does not fit the model .*start another one with model.initialize_from"):
+        load_checkpoint(other, tmp_path)

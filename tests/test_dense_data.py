@@ -178,3 +178,38 @@ def test_figures_of_every_task_over_rows_without_valid_pixels():
     assert figures["normals"]["mean_angle"] == pytest.approx(0, abs=0.1)
     figures = evaluate_maps(3, lambda indices: predict(indices, 0.5), ALL, channels, 2, accelerator)
     assert figures["flow"]["mae"] == pytest.approx(0.5) and figures["depth"]["rmse"] == 0
+
+
+FLOATS, INTEGERS = (datasets.List(datasets.List(datasets.Value(x))) for x in ("float32", "int64"))
+
+
+def _row(value, **features):
+    columns = {"image": [Image.new("RGB", (4, 3))], "h": [value]}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features({"image": datasets.Image()} | features))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_pictures_of_integers_are_values(dtype):
+    pixels = np.array([[0, 1, 2, 3]] * 3, dtype=dtype)
+    if dtype == np.int32:
+        pixels[0, 0] = 70_000  # which 16 bits would turn into 4,464
+    rows = DenseRows(_row(Image.fromarray(pixels), h=datasets.Image()), {"h": MAP_KINDS["values"]})
+    assert rows.map(0, "h").tolist() == [pixels.tolist()]
+
+
+def test_missing_numbers_of_a_list_are_invalid_and_integers_are_values():
+    rows = DenseRows(
+        _row([[1.5, None], [2.5, 3.5]], h=FLOATS),
+        {"h": MAP_KINDS["values"]},
+    )
+    found = rows.map(0, "h")
+    assert found.shape == (1, 2, 2) and found.isnan().tolist() == [[[False, True], [False, False]]]
+    rows = DenseRows(_row([[1, 2]], h=INTEGERS), {"h": MAP_KINDS["values"]})
+    assert rows.map(0, "h").tolist() == [[[1.0, 2.0]]]
+
+
+def test_two_tasks_of_one_column_keep_their_own_form_in_memory():
+    data = _row([[1.0, 2.0]], h=FLOATS)
+    kinds = {"metres": MAP_KINDS["depth"], "numbers": MAP_KINDS["values"]}
+    rows = DenseRows(data, kinds, dict.fromkeys(kinds, "h"), in_memory=True)
+    assert [tuple(rows.map(0, task).shape) for task in (*kinds, *kinds)] == [(1, 2), (1, 1, 2)] * 2

@@ -8,11 +8,19 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 
-from transformers_ait import AiTBinTokenizerConfig, AiTConfig, AiTForDenseAndInstancePrediction, AiTVQVAEModel
+from transformers_ait import (
+    AiTBinTokenizer,
+    AiTBinTokenizerConfig,
+    AiTConfig,
+    AiTDenseImageProcessor,
+    AiTForDenseAndInstancePrediction,
+    AiTVQVAEModel,
+)
 from transformers_ait.map_kinds_ait import IGNORED_CLASS, MAP_KINDS
 
 NAMES = ["wall", "floor", "chair"]
 TOKENIZER = {"image_size": 32, "downsample_ratio": 8, "hidden_size": 4, "num_resnet_blocks": 1, "code_dim": 6}
+BINS = {"model_type": "ait_bin_tokenizer"}
 CODES = {"normals": 9, "semantic": 7, "heights": 5}
 
 
@@ -49,7 +57,7 @@ ALL = ["depth", *CODES]
 @pytest.fixture(scope="module")
 def dense_model(tiny_model, tiny_vqvae_config, tiny_decoder_config):
     def build(objects=(), **overrides):
-        names = {"id2label": dict(enumerate(NAMES))} if objects else {"num_labels": 3}
+        names = {"id2label": dict(enumerate(NAMES))} if objects else {}
         if objects:
             names["mask_tokenizer_config"] = tiny_vqvae_config(
                 image_size=16, num_codes=5, symmetric_range=True, ignore_zero=False
@@ -73,7 +81,7 @@ def small(images):
 
 def test_places_follow_from_the_table(tiny_config):
     before, config = tiny_config(), tiny_config(dense_tasks=table(), tasks=["semantic", "depth", "normals", "heights"])
-    assert list(config.dense) == ["semantic", "depth", "normals", "heights"] and config.default_task == "semantic"
+    assert list(config.dense) == ["depth", "normals", "semantic", "heights"] and config.default_task == "semantic"
     assert config.task_ids == {"detection": 0, "instance": 1, "depth": 2, "normals": 3, "semantic": 4, "heights": 5}
     assert config.num_task_rows == 6 and before.num_task_rows == 4
     vocabulary = config.vocabulary
@@ -114,7 +122,7 @@ def test_depth_in_the_table_is_depth_where_it_always_stood(tiny_config, tiny_vqv
 
 
 def test_class_tables(tiny_config):
-    without = tiny_config(dense_tasks=table(), tasks=None, id2label=None)
+    without = tiny_config(dense_tasks=table(), tasks=None)
     assert list(without.id2label.values()) == NAMES
     shared = tiny_config(dense_tasks=table(), tasks=[*CODES, "detection"], id2label=dict(enumerate(NAMES)))
     assert shared.vocabulary.classes.size == 3
@@ -378,3 +386,91 @@ def test_a_vqvae_of_every_kind_learns_to_reconstruct(tiny_vqvae_config, name, ch
     assert losses[-1] < 0.65 * losses[0] and math.isfinite(losses[-1])
     assert output.reconstruction.shape == maps.shape
     assert model.decode(model.encode(maps)).isfinite().all()
+
+
+def test_rows_of_the_image_processor_are_the_models_whatever_the_order_of_tasks(tiny_config):
+    config = tiny_config(dense_tasks=table(), tasks=["heights", "semantic", "normals"])
+    kinds = {task: spec.kind for task, spec in config.dense.items()}
+    for task in CODES:
+        processor = AiTDenseImageProcessor(map_kinds=kinds, task=task, size={"height": 24, "width": 24})
+        inputs = processor(torch.zeros(3, 24, 24, dtype=torch.uint8), return_tensors="pt")
+        assert inputs["task_ids"].tolist() == [config.task_ids[task]]
+
+
+def test_arguments_of_from_pretrained_are_read_like_the_file(tiny_config, tmp_path):
+    tiny_config(dense_tasks=table(), tasks=None).save_pretrained(tmp_path)
+    changed = AiTConfig.from_pretrained(tmp_path, dense_tasks=table(normals={"aux_weight": 7.0}))
+    assert changed.dense["normals"].aux_weight == 7.0 and changed.to_dict()["dense_tasks"][0]["aux_weight"] == 7.0
+    with pytest.raises((StrictDataclassError, ValueError), match="tasks must name every dense task once"):
+        AiTConfig.from_pretrained(tmp_path, tasks=["normals"])
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"dense_tasks": table(normals={"class_names": ["a"]})}, "class_names do not suit the dense task 'normals'"),
+        ({"dense_tasks": table(), "num_labels": None, "id2label": {0: "x", 1: "y", 2: "z"}}, "id2label must hold"),
+        (
+            {"dense_tasks": [{"name": "c", "kind": "classes", "tokenizer_config": {"id2label": {1: "a", 2: "b"}}}]},
+            "id2label must name",
+        ),
+        (
+            {"dense_tasks": [{"name": "c", "kind": "classes", "tokenizer_config": {"num_channels": 300}}]},
+            "at most 255 classes",
+        ),
+        (
+            {
+                "dense_tasks": table(
+                    heights={"tokenizer_config": {"model_type": "ait_bin_tokenizer", "num_channels": 2}}
+                )
+            },
+            "num_codes must be given",
+        ),
+    ],
+)
+def test_contradictory_class_tables_and_bins_are_named(tiny_config, overrides, message):
+    settings = {"tasks": None} | {name: x for name, x in overrides.items() if x is not None}
+    with pytest.raises((StrictDataclassError, ValueError), match=message):
+        tiny_config(**settings)
+
+
+def test_tuples_of_class_names_and_objects_beside_classes_need_nothing_else(tiny_config):
+    settings = {"class_names": tuple(NAMES), "tokenizer_config": TOKENIZER | {"num_codes": 7}}
+    config = tiny_config(dense_tasks=table(semantic=settings), tasks=[*CODES, "detection"], id2label=None)
+    assert list(config.id2label.values()) == NAMES and config.dense["semantic"].class_names == NAMES
+
+
+def test_labels_of_objects_train_one_task_and_labels_come_without_views(dense_model, small, images):
+    model = dense_model(objects=["instance", "detection"], parallel=True)
+    objects = [{"boxes": torch.zeros(0, 4), "class_labels": torch.zeros(0, dtype=torch.long)}] * 3
+    for tasks in (["instance", "detection"], ["depth", "detection"]):
+        with pytest.raises(ValueError, match="instance_labels are of one object task"):
+            model(small, task=tasks, instance_labels=objects)
+    with pytest.raises(ValueError, match="dense_labels is empty"):
+        model(small, dense_labels={})
+    with pytest.raises(ValueError, match="beside labels"):
+        model(small[:, None], dense_labels=labels(["normals"]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_class_labels_of_any_integer_type_train(model, small, dtype):
+    maps = labels(["semantic"])
+    expected = model(small, dense_labels=maps).loss
+    assert torch.equal(model(small, dense_labels={"semantic": maps["semantic"].to(dtype)}).loss, expected)
+
+
+def test_a_task_and_its_ids_may_agree_in_a_list(model, small):
+    ids = torch.full((3,), model.config.task_ids["normals"])
+    assert list(model(small, task=["normals"], task_ids=ids).dense_maps) == ["normals"]
+
+
+def test_bins_of_classes_give_scores_whose_probabilities_are_the_cells():
+    config = AiTBinTokenizerConfig(
+        map_kind="classes", image_size=8, downsample_ratio=8, id2label=dict(enumerate(NAMES))
+    )
+    tokenizer, kind = AiTBinTokenizer(config), MAP_KINDS["classes"]
+    chances = torch.tensor([0.7, 0.2, 0.1])
+    decoded = tokenizer.decode_soft(chances.log()[None, :, None, None])
+    assert torch.allclose(kind.to_average(decoded)[0, :, 4, 4], chances, atol=1e-5)
+    maps = kind.to_tokenizer(torch.full((1, 8, 8), 2), 3)
+    assert kind.auxiliary_loss(tokenizer.decode(tokenizer.encode(maps)), maps) < 1e-4

@@ -73,8 +73,7 @@ BAD_MAPS = [
     ("semantic", torch.full((20, 30), 300), ValueError, r"class ids in \[0, 255\), and 255 where invalid, got 300"),
     ("semantic", Image.new("RGB", (30, 20)), TypeError, "mode 'RGB'; use class ids in mode 'L', 'P'"),
     ("albedo", np.full((2, 20, 30), np.inf), ValueError, "must be finite; mark pixels without a value by NaN"),
-    ("albedo", np.ones((20, 30), np.int32), TypeError, "values are floating-point"),
-    ("albedo", Image.new("I", (30, 20)), TypeError, "mode 'I'; use mode 'F'"),
+    ("albedo", Image.new("RGB", (30, 20)), TypeError, "mode 'RGB'; use mode 'F', 'L', 'I;16' or 'I'"),
     ("albedo", "map.png", TypeError, "must be a PIL image, NumPy array or torch tensor, got str"),
     ("albedo", torch.zeros(2, 21, 30), ValueError, r"has shape \(2, 21, 30\), but its upright image is 20 x 30"),
 ]

@@ -290,7 +290,7 @@ def test_pipelines_and_image_processor(tasks, tmp_path):
         ({"dense_tasks": [TASKS[1], TASKS[1]]}, "different names, got .'depth', 'depth'"),
         ({"dense_tasks": []}, "at least one"),
         ({"dense_tasks": [{"name": "a", "kind": "heat"}]}, "kind of the dense task 'a' must be one of .*'heat'"),
-        ({"dense_tasks": [{"name": "a", "kind": "mask"}]}, "must be one of .'classes', 'depth', 'normals', 'values'"),
+        ({"dense_tasks": [{"name": "a", "kind": "mask"}]}, "must be one of .'depth', 'normals', 'classes', 'values'"),
         ({"dense_tasks": [{"name": "a", "kind": "depth", "channels": 2}]}, "channels .* 'a' must be 1.*got 2"),
         ({"dense_tasks": [{"name": "a", "kind": "normals", "channels": 1}]}, "channels .* 'a' must be 3.*got 1"),
         ({"dense_tasks": [{"name": "a", "kind": "values", "channels": 0}]}, "channels must be at least 1"),

@@ -92,10 +92,12 @@ def photograph_pictures(folder: str, photo: Path | None) -> list[Image.Image]:
     processor = AutoImageProcessor.from_pretrained(folder)
     model = AutoModelForDepthEstimation.from_pretrained(folder).eval()
     print(f"loaded {folder} in {time.perf_counter() - start:.1f} s on {model.device}")
-    own = [] if photo is None else [(photo.name, Image.open(photo).convert("RGB"), None)]
-    shown = [("Photograph (Middlebury motorcycle)", *motorcycle())]
-    shown += [("Photograph (no truth)", Image.fromarray(skimage.data.astronaut()), None)]
-    return [task_picture(model, processor, *entry) for entry in own + shown]
+    shown: list[tuple[str, Image.Image, np.ndarray | None]] = []
+    if photo is not None:
+        shown.append((photo.name, Image.open(photo).convert("RGB"), None))
+    shown.append(("Photograph (Middlebury motorcycle)", *motorcycle()))
+    shown.append(("Photograph (no truth)", Image.fromarray(skimage.data.astronaut()), None))
+    return [task_picture(model, processor, *entry) for entry in shown]
 
 
 def task_picture(

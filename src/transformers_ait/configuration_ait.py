@@ -184,7 +184,7 @@ class AiTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         backbone = resolve_sub_config("backbone_config", self.backbone_config, [AiTSwinV2Config], others=True)
         self.backbone_config = backbone or AiTSwinV2Config()
-        entries = [dense_task(entry) for entry in self.dense_tasks]
+        entries = [dense_task(entry) for entry in self.dense_tasks or ()]
         names = [entry.name for entry in entries]
         if len(set(names)) < len(names):
             raise ValueError(f"dense_tasks must have different names, got {names}.")
@@ -227,8 +227,13 @@ class AiTConfig(PreTrainedConfig):
         self.depth_loss_weight, self.depth_aux_weight = entry.loss_weight, entry.aux_weight
 
     def _default_classes(self) -> Iterable[str]:
-        tables = [spec.class_names for spec in self.dense_tasks if spec.map_kind.has_scores]
-        return COCO_CLASSES if self.object_tasks or not tables else tables[0]
+        return next((spec.class_names for spec in self.dense_tasks if spec.map_kind.has_scores), COCO_CLASSES)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """See `PreTrainedConfig.from_dict`, which sets arguments after the table of tasks has been read."""
+        given: dict[str, Any] = {name: kwargs.pop(name) for name in ("dense_tasks", "tasks") if name in kwargs}
+        return super().from_dict({**config_dict, **given}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """See `PreTrainedConfig.to_dict`, which knows no lists of configurations."""
@@ -236,12 +241,12 @@ class AiTConfig(PreTrainedConfig):
 
     @property
     def dense(self) -> dict[str, AiTDenseTaskConfig]:
-        """The model's dense tasks by name, in the order of `tasks`."""
+        """The model's dense tasks by name, in the order of their rows: depth, then that of the table."""
         specs = {spec.name: spec for spec in self.dense_tasks}
         if DEPTH_TASK in self.tasks:
             weights = self.depth_loss_weight, self.depth_aux_weight
             specs[DEPTH_TASK] = AiTDenseTaskConfig(DEPTH_TASK, DEPTH_TASK, self.depth_tokenizer_config, *weights)
-        return {task: specs[task] for task in self.tasks if task in specs}
+        return {task: specs[task] for task in self.task_ids if task in specs}
 
     @property
     def object_tasks(self) -> list[str]:
@@ -325,12 +330,13 @@ class AiTConfig(PreTrainedConfig):
                 )
 
     def validate_classes(self):
-        """Objects and maps of classes share one table of names."""
-        for task, spec in self.dense.items():
-            if self.object_tasks and spec.map_kind.has_scores and spec.class_names != [*self.id2label.values()]:
+        """The first task of classes, and with object tasks every one, shares `id2label`."""
+        tables = {task: spec.class_names for task, spec in self.dense.items() if spec.map_kind.has_scores}
+        for task, names in list(tables.items())[: None if self.object_tasks else 1]:
+            if names != [*self.id2label.values()]:
                 raise ValueError(
-                    f"id2label must hold the classes of the dense task {task!r}, {spec.class_names}, which the object "
-                    f"tasks share, got {[*self.id2label.values()]}; set id2label."
+                    f"id2label must hold the classes of the dense task {task!r}, {names}, which object tasks share, "
+                    f"got {[*self.id2label.values()]}; leave id2label out."
                 )
 
     def validate_tokenizers(self):

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from .configuration_tokenizers import AiTBinTokenizerConfig, AiTVQVAEConfig
-from .map_kinds_ait import MAP_KINDS, MapKind
+from .map_kinds_ait import DENSE_KINDS, MAP_KINDS, MapKind
 from .token_vocabulary import DEPTH_TASK
 
 DENSE_TOKENIZERS: tuple[type[PreTrainedConfig], ...] = (AiTVQVAEConfig, AiTBinTokenizerConfig)
@@ -97,12 +97,14 @@ class AiTDenseTaskConfig:
     class_names: list[str] | tuple[str, ...] | None = None
 
     def __post_init__(self):
-        if self.kind not in MAP_KINDS or self.kind == "mask":
-            known = sorted(MAP_KINDS.keys() - {"mask"})
-            raise ValueError(f"kind of the dense task {self.name!r} must be one of {known}, got {self.kind!r}.")
+        if self.kind not in DENSE_KINDS:
+            raise ValueError(f"kind of the dense task {self.name!r} must be one of {DENSE_KINDS}, got {self.kind!r}.")
+        if self.class_names is not None:
+            if not self.map_kind.has_scores:
+                raise ValueError(f"class_names do not suit the dense task {self.name!r} of kind {self.kind!r}.")
+            self.class_names = [*self.class_names]  # as JSON gives them back
         if self.tokenizer_config is None:
-            labels = None if self.class_names is None else dict(enumerate(self.class_names))
-            self.tokenizer_config = AiTVQVAEConfig(map_kind=self.kind, id2label=labels)
+            self.tokenizer_config = {}
         if isinstance(self.tokenizer_config, Mapping):
             given = {"model_type": AiTVQVAEConfig.model_type, "map_kind": self.kind} | dict(self.tokenizer_config)
             if self.class_names is not None:

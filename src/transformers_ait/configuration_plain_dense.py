@@ -11,7 +11,7 @@ from transformers.configuration_utils import SubConfigSpec
 from .configuration_ait import AiTSwinV2Config
 from .configuration_dense_tasks import check_task_name, resolve_sub_config
 from .configuration_tokenizers import require_positive
-from .map_kinds_ait import MAP_KINDS, MapKind
+from .map_kinds_ait import DENSE_KINDS, IGNORED_CLASS, MAP_KINDS, MapKind
 
 NUM_GROUPS = 8  # of the group normalisations
 
@@ -39,9 +39,8 @@ class AiTPlainDenseTask:
     class_names: list[str] | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        known = sorted(MAP_KINDS.keys() - {"mask"})
-        if self.kind not in known:
-            raise ValueError(f"kind of the dense task {self.name!r} must be one of {known}, got {self.kind!r}.")
+        if self.kind not in DENSE_KINDS:
+            raise ValueError(f"kind of the dense task {self.name!r} must be one of {DENSE_KINDS}, got {self.kind!r}.")
         if self.map_kind.has_scores and self.class_names is None:
             if self.channels is None:
                 raise ValueError(f"the dense task {self.name!r} needs class_names, or as channels their number.")
@@ -63,6 +62,8 @@ class AiTPlainDenseTask:
     def validate_channels(self) -> None:
         """There must be as many channels as the kind or the class names ask for."""
         require_positive(self, "channels")
+        if self.map_kind.has_scores and self.channels > IGNORED_CLASS:  # type: ignore[operator]
+            raise ValueError(f"channels must be at most {IGNORED_CLASS} classes, got {self.channels}.")
         if self.class_names is not None and not self.map_kind.has_scores:
             raise ValueError(f"class_names do not suit the dense task {self.name!r} of kind {self.kind!r}.")
         expected = self.map_kind.channels if self.class_names is None else len(self.class_names)

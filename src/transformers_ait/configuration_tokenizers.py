@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .map_kinds_ait import MAP_KINDS, MapKind
+from .map_kinds_ait import IGNORED_CLASS, MAP_KINDS, MapKind
 
 
 def require_positive(config: object, *names: str) -> None:
@@ -71,10 +71,15 @@ class _MapTokenizer:
                 f"num_channels must be {self.kind.channels} for maps of kind {self.kind.name!r}, got "
                 f"{self.num_channels}; leave it out."
             )
-        if self.kind.has_scores and len(self.id2label) != self.num_channels:
+        channels: int = self.num_channels or 0
+        if self.kind.has_scores and sorted(self.id2label) != list(range(channels)):
             raise ValueError(
-                f"id2label must name each of the {self.num_channels} channels, got {len(self.id2label)} names; leave "
-                "num_channels out."
+                f"id2label must name each of the {self.num_channels} channels, counted from 0, got the ids "
+                f"{sorted(self.id2label)}; leave num_channels out."
+            )
+        if self.kind.has_scores and channels > IGNORED_CLASS:
+            raise ValueError(
+                f"num_channels must be at most {IGNORED_CLASS} classes, as that id is invalid, got {self.num_channels}."
             )
 
     def validate_grid(self):
@@ -174,7 +179,8 @@ class AiTBinTokenizerConfig(_MapTokenizer, PreTrainedConfig):
         image_size: side of the square map in pixels.
         num_channels: channels of the map; None is what the kind says, one per class for classes, else 1.
         downsample_ratio: pixels per token and axis.
-        num_codes: number of bins; None is 128 for each channel of depth and values, 32 x 32 for normals, one per class.
+        num_codes: number of bins; None is 128 for depth and for values of one channel, 32 x 32 for normals, one per
+            class. Values of C channels need a number to the power of C.
         min_value: lower end of the first bin; depth starts at 0 metres.
         max_value: upper end of the last bin, metres for depth.
         tau: factor on code logits before the softmax of a soft decode.
@@ -193,6 +199,12 @@ class AiTBinTokenizerConfig(_MapTokenizer, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._settle_channels(kwargs)
+        several = self.num_channels != 1 and self.kind.channels is None and not self.kind.has_scores
+        if self.num_codes is None and several:
+            raise ValueError(
+                f"num_codes must be given for values of {self.num_channels} channels, a number of bins per channel to "
+                f"the power of {self.num_channels}."
+            )
         if self.num_codes is None:
             self.num_codes = self.num_channels if self.kind.has_scores else self._default_side**self.num_axes
         super().__post_init__(**kwargs)

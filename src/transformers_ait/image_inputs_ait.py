@@ -25,13 +25,13 @@ PIL_MAPS = {
     "depth": "16-bit millimetres or mode 'F' metres",
     "normals": "8-bit RGB, where a component is value / 127.5 - 1",
     "classes": "class ids in mode 'L', 'P', 'I;16' or 'I'",
-    "values": "mode 'F'",
+    "values": "mode 'F', 'L', 'I;16' or 'I'",
 }
 ARRAY_MAPS = {
     "depth": "depth is floating-point metres; millimetres are `depth / 1000.0`",
     "normals": "normals are floating-point unit vectors",
     "classes": "classes are integer ids",
-    "values": "values are floating-point",
+    "values": "values are numbers",
 }
 
 TargetSizes = Sequence[tuple[int, int]] | Tensor | None
@@ -81,8 +81,8 @@ def native_map(value: Any, kind: MapKind, name: str) -> Tensor:
     Args:
         value: depth: float (H, W) metres, or PIL 16-bit millimetres or mode F metres. Normals: float (3, H, W) or
             (H, W, 3) unit vectors, or PIL 8-bit RGB, n = value / 127.5 - 1 made of length 1, invalid where shorter than
-            0.5. Classes: integer (H, W) ids, or PIL of mode L, P, I;16 or I. Values: float (H, W) or (C, H, W), or PIL
-            of mode F.
+            0.5. Classes: integer (H, W) ids, or PIL of mode L, P, I;16 or I. Values: numbers (H, W) or (C, H, W), or
+            PIL of mode F, L, I;16 or I.
         kind: what its values mean.
         name: what errors call it.
 
@@ -98,7 +98,7 @@ def native_map(value: Any, kind: MapKind, name: str) -> Tensor:
     if not isinstance(value, (np.ndarray, Tensor)):
         raise TypeError(f"{name} must be a PIL image, NumPy array or torch tensor, got {type(value).__name__}.")
     tensor = torch.as_tensor(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value)
-    if tensor.is_floating_point() == kind.has_scores:
+    if tensor.is_floating_point() == kind.has_scores and kind.name != "values":
         raise TypeError(f"{name} has dtype {value.dtype}, but {ARRAY_MAPS[kind.name]}.")
     shape = tuple(tensor.shape)
     if kind.has_channels and kind.channels is None and tensor.ndim == 2:
@@ -179,6 +179,8 @@ def _array_of_map(image: Image.Image, kind: str, name: str) -> np.ndarray:
         return np.where(length < MIN_STORED_LENGTH, 0, vectors / np.maximum(length, MIN_STORED_LENGTH))
     if kind in ("depth", "values") and image.mode == "F":
         return np.array(image)
+    if kind == "values" and image.mode in ("L", *SIXTEEN_BIT_MODES):
+        return np.array(image, dtype=np.float32)
     raise TypeError(f"{name} is a PIL image of mode {image.mode!r}; use {PIL_MAPS[kind]}.")
 
 

@@ -21,9 +21,7 @@ from transformers.utils import ModelOutput, TensorType
 from .configuration_dense_tasks import OBJECT_TASKS, task_rows
 from .image_inputs_ait import AiTImageProcessorBase, TargetSizes, checked_target_sizes, native_maps
 from .image_windows_ait import WINDOW_BLENDINGS, blend_windows, window_layout
-from .map_kinds_ait import MAP_KINDS, MapKind, resize_labels
-
-DENSE_KINDS = tuple(name for name in MAP_KINDS if name != "mask")
+from .map_kinds_ait import DENSE_KINDS, MAP_KINDS, MapKind, resize_labels
 
 
 class AiTDenseImageProcessorKwargs(ImagesKwargs, total=False):

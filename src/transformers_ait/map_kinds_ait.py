@@ -295,6 +295,7 @@ MAP_KINDS: dict[str, MapKind] = {
     "values": ValuesKind("values"),
     "mask": MaskKind("mask", channels=1, invalid=0.0),
 }
+DENSE_KINDS = tuple(name for name, kind in MAP_KINDS.items() if not isinstance(kind, MaskKind))
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -318,4 +319,12 @@ def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(flat, size=size, mode="nearest-exact").view(*labels.shape[:-2], *size).to(labels.dtype)
 
 
-__all__ = ["IGNORED_CLASS", "MAP_KINDS", "MIN_DEPTH", "MapKind", "resize_labels", "scale_invariant_log_loss"]
+__all__ = [
+    "DENSE_KINDS",
+    "IGNORED_CLASS",
+    "MAP_KINDS",
+    "MIN_DEPTH",
+    "MapKind",
+    "resize_labels",
+    "scale_invariant_log_loss",
+]

@@ -256,6 +256,8 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
                 that the task cannot use.
         """
         maps = dict(dense_labels or {}) | ({} if depth_labels is None else {DEPTH_TASK: depth_labels})
+        if dense_labels is not None and not maps:
+            raise ValueError("dense_labels is empty; give maps of at least one task, or leave it out to predict.")
         if maps and task is None and task_ids is None:
             task = list(maps)
         tasks = self._resolve_tasks(task, task_ids)
@@ -263,8 +265,11 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
         if maps and set(maps) != set(tasks):
             wanted = "instance_labels" if objects else f"dense_labels of {tasks}"
             raise ValueError(f"task {tasks} takes {wanted} alone, got maps of {list(maps)}.")
-        if instance_labels is not None and not objects:
-            raise ValueError(f"task {tasks} takes dense_labels, for depth also depth_labels, got instance_labels.")
+        if instance_labels is not None and objects != tasks[:1]:
+            raise ValueError(
+                f"instance_labels are of one object task, got task {tasks}; dense tasks take dense_labels, depth also "
+                "depth_labels."
+            )
         if maps:
             output = self._dense_loss(pixel_values, maps)
         elif instance_labels is not None:
@@ -426,6 +431,12 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
     def _tokenizer_maps(self, task: str, pixel_values: Tensor, labels: Tensor) -> Tensor:
         """Maps (B, C, S, S) in tokenizer form of native ones, which are padded to the tokenizer's size."""
         spec, name = self.config.dense[task], "depth_labels" if task == DEPTH_TASK else f"dense_labels[{task!r}]"
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                f"pixel_values must be (batch, channels, height, width) beside labels, got {tuple(pixel_values.shape)}."
+            )
+        if spec.map_kind.has_scores and not labels.is_floating_point():
+            labels = labels.long()
         batch, (height, width) = len(pixel_values), pixel_values.shape[2:]
         spec.map_kind.check_shape(labels, (batch, height, width), spec.channels, name)
         spec.map_kind.check(labels, spec.channels, name)

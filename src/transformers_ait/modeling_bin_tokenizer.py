@@ -8,6 +8,8 @@ from transformers import initialization as init
 
 from .configuration_tokenizers import AiTBinTokenizerConfig
 
+SMALLEST_PROBABILITY = 1e-6  # of a class; its logarithm must be finite
+
 
 def _bin_centres(config: AiTBinTokenizerConfig) -> Tensor:
     """What each bin decodes to: (K,) for maps of one channel, (K, C) for others."""
@@ -100,4 +102,6 @@ class AiTBinTokenizer(PreTrainedModel):
 
     def _enlarge(self, values: Tensor) -> Tensor:
         maps = values.unsqueeze(1) if values.ndim == 3 else values.permute(0, 3, 1, 2)
-        return F.interpolate(maps, scale_factor=self.config.downsample_ratio, mode="bilinear", align_corners=False)
+        maps = F.interpolate(maps, scale_factor=self.config.downsample_ratio, mode="bilinear", align_corners=False)
+        # Scores of classes are logarithms of probabilities, here as everywhere.
+        return maps.clamp(min=SMALLEST_PROBABILITY).log() if self.config.kind.has_scores else maps

@@ -366,6 +366,7 @@ class AiTPredictor:
 
 def _task_of_ids(task_ids: Tensor, task: str | Sequence[str] | None, rows: Mapping[str, int]) -> str:
     """The task that a batch's ids name, which must be `task` where that is given."""
+    task = task[0] if isinstance(task, Sequence) and len(task) == 1 else task
     names = [name for name, row in rows.items() if (task_ids == row).all()]
     if task_ids.numel() == 0 or len(names) != 1 or task not in (None, *names):
         raise ValueError(

@@ -7,6 +7,7 @@ from accelerate.utils import DistributedType
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 
+from ..distributed_ait import broadcast_from_first
 from ..modeling_ait_vqvae import AiTVQVAEModel
 from .recipes import RecipeError
 
@@ -32,3 +33,9 @@ def make_average(model: PreTrainedModel, decay: float | None, accelerator: Accel
     average.requires_grad_(False).eval()
     accelerator.register_for_checkpointing(average)
     return average
+
+
+def share_buffers(average: AveragedModel) -> None:
+    """Give all processes the first one's running statistics, which are those that are saved."""
+    for buffer in average.module.buffers():
+        buffer.copy_(broadcast_from_first(buffer))

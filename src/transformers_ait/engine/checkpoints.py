@@ -14,6 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from .recipes import RecipeError
+
 MANIFEST = "manifest.json"
 _PREFIX = "step-"
 # Random states, schedule, progress and manifest, which are small whatever the model.
@@ -126,7 +128,11 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
-    """Restore what `save_checkpoint` saved; every process must call this."""
+    """Restore what `save_checkpoint` saved; every process must call this.
+
+    Raises:
+        RecipeError: the checkpoint holds other weights than the model, as those of earlier versions may.
+    """
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     if manifest["num_processes"] != accelerator.num_processes:
         warnings.warn(
@@ -134,7 +140,13 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
             f"{accelerator.num_processes}: data order and weights carry over, dropout will differ.",
             stacklevel=2,
         )
-    accelerator.load_state(str(checkpoint))
+    try:
+        accelerator.load_state(str(checkpoint))
+    except (RuntimeError, ValueError) as error:
+        raise RecipeError(
+            f"{checkpoint} does not fit the model ({str(error).strip().splitlines()[0]}). If an earlier version wrote "
+            "it, end the run with that version, or start another one with model.initialize_from."
+        ) from error
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

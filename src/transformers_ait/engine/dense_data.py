@@ -62,7 +62,7 @@ class DenseRows:
         self.in_memory = in_memory
         self.crop_columns = crop_columns
         self.size = size
-        self._decoded: dict[tuple[str, int], Image.Image | Tensor] = {}
+        self._decoded: dict[tuple[str, int, str], Image.Image | Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.rows[IMAGE])
@@ -89,21 +89,23 @@ class DenseRows:
 
     def _read(self, column: str, index: Any, kind: MapKind | None) -> Image.Image | Tensor:
         """What is kept of a row: a picture cut and resized, or likewise a native map of what was none."""
-        if (column, index) in self._decoded:
-            return self._decoded[column, index]
+        key = column, index, kind.name if kind is not None else IMAGE
+        if key in self._decoded:
+            return self._decoded[key]
         kept = self._prepared(self.rows[column][index][column], column, index, kind)
         if self.in_memory:
-            self._decoded[column, index] = kept
+            self._decoded[key] = kept
         return kept
 
     def _prepared(self, value: Any, column: str, index: Any, kind: MapKind | None) -> Image.Image | Tensor:
         if kind is None:
             return _cut_picture(value.convert("RGB"), self.crop_columns, self.size, Image.Resampling.BILINEAR)
         if isinstance(value, Image.Image):
-            # Older Pillow opens 16-bit pictures as 32-bit ones, which take twice the memory.
-            picture = Image.fromarray(np.array(value).astype(np.uint16)) if value.mode.startswith("I") else value
+            picture = _sixteen_bit(value) if value.mode.startswith("I") else value
             return _cut_picture(picture, self.crop_columns, self.size, Image.Resampling.NEAREST)
-        return _cut_map(native_map(np.asarray(value), kind, self._name(column, index)), self.crop_columns, self.size)
+        array = np.asarray(value)
+        array = array.astype(np.float32) if array.dtype == object else array  # None becomes NaN
+        return _cut_map(native_map(array, kind, self._name(column, index)), self.crop_columns, self.size)
 
     def _name(self, column: str, index: Any) -> str:
         return f"{column} of row {index}"
@@ -160,6 +162,13 @@ def _task_columns(kinds: Mapping[str, MapKind], columns: Mapping[str, str], foun
             "column, such as {semantic: labels}."
         )
     return chosen
+
+
+def _sixteen_bit(picture: Image.Image) -> Image.Image:
+    """A picture of integers in 16 bits where they fit: older Pillow opens 16-bit files with 32."""
+    pixels = np.array(picture)
+    fits = pixels.size and pixels.min() >= 0 and pixels.max() < 2**16
+    return Image.fromarray(pixels.astype(np.uint16)) if fits else picture
 
 
 def _cut_picture(

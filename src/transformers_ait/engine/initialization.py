@@ -148,7 +148,8 @@ def _copy_tables(
         own[name][target] = state[name][source]
     before, now = earlier.config.task_ids, model.config.task_ids
     # Of equal tables also the rows that no task has.
-    rows = range(earlier.config.num_task_rows) if before == now else None
+    both = min(earlier.config.num_task_rows, model.config.num_task_rows)
+    rows = range(both) if before == now else None
     pairs = [(x, x) for x in rows] if rows else [(before[task], now[task]) for task in before.keys() & now.keys()]
     for name in TASK_TABLES:
         length = min(state[name].shape[1], own[name].shape[1])

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from .. import optimization
 from ..distributed_ait import mean_over_processes
 from ..modeling_ait import AiTForDenseAndInstancePrediction
-from .averaging import make_average
+from .averaging import make_average, share_buffers
 from .checkpoints import (
     check_disk_space,
     checkpoint_size,
@@ -539,6 +539,8 @@ class _Trainer:
     def _evaluate(self) -> None:
         self.model.eval()
         with torch.no_grad():
+            if self.average is not None:
+                share_buffers(self.average)
             evaluated = self.model if self.average is None else self.average.module
             metrics, picture = self.task.evaluate(evaluated, self.accelerator)
         self.model.train()

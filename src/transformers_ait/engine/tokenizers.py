@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration_ait import AiTConfig
 from ..configuration_tokenizers import AiTBinTokenizerConfig, AiTVQVAEConfig
+from ..map_kinds_ait import DENSE_KINDS
 from ..modeling_ait import AiTForDenseAndInstancePrediction
 from ..modeling_ait_vqvae import AiTVQVAEModel
 from ..token_vocabulary import DEPTH_TASK
@@ -151,6 +152,9 @@ def _tokenized_kinds(values: Mapping[str, Any]) -> dict[str, str]:
     if not all(isinstance(entry, Mapping) and "name" in entry for entry in entries):
         raise RecipeError(f"model.config.dense_tasks must hold sections with a name, got {entries}.")
     kinds = {entry["name"]: entry.get("kind", DEPTH_TASK) for entry in entries}
+    for task, kind in kinds.items():
+        if kind not in DENSE_KINDS:
+            raise RecipeError(f"model.config.dense_tasks: kind of {task!r} must be one of {DENSE_KINDS}, got {kind!r}.")
     tasks = values.get("tasks") or [*kinds] or [DEPTH_TASK]
     outside = {task: kind for task, kind in PREFIXES.items() if task in tasks}
     return outside | kinds
