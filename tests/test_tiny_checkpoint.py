@@ -15,8 +15,10 @@ from transformers_ait import (
     AiTModel,
 )
 from transformers_ait.coco_annotations_ait import encode_masks
-from transformers_ait.data import SYNTHETIC_ROOMS_CLASSES, render_room
-from transformers_ait.metrics import coco_metrics, depth_metrics
+from transformers_ait.data import NYU40_CLASSES, SYNTHETIC_ROOMS_CLASSES, render_room
+from transformers_ait.engine.dense_data import DenseRows
+from transformers_ait.map_kinds_ait import MAP_KINDS
+from transformers_ait.metrics import MAP_METRICS, NYU_EVAL_CROP, coco_metrics, depth_metrics
 
 MEGABYTE = 1_000_000
 FIRST_TEST_ROOM = 2_000_000_000
@@ -50,7 +52,7 @@ def furnished():
 
 
 @pytest.mark.parametrize(
-    "name, limit", [("ait-tiny-rooms-depth", 12), ("ait-tiny-rooms-instance", 12), ("ait-lite-nyu", 25)]
+    "name, limit", [("ait-tiny-rooms-depth", 12), ("ait-tiny-rooms-instance", 12), ("ait-lite-nyu", 20)]
 )
 def test_size(repository, name, limit):
     assert sum(file.stat().st_size for file in (repository / "hub_configs" / name).iterdir()) <= limit * MEGABYTE
@@ -128,31 +130,70 @@ def test_both_object_pipelines(instance_folder, furnished):
 
 
 @pytest.fixture(scope="module")
+def photographs(repository):
+    """Processor and model of photographs."""
+    folder = repository / "hub_configs" / "ait-lite-nyu"
+    return AutoImageProcessor.from_pretrained(folder), AutoModelForDepthEstimation.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
 def held_out(shared_dir):
-    """Twelve frames of NYU Depth v2 that the checkpoint was not trained on, and their depths in metres."""
+    """Twelve frames of NYU Depth v2 that the checkpoint was not trained on, with their maps."""
     options = {"data_dir": str(shared_dir / "data" / "nyu_depth_v2"), "num_held_out": 145, "held_out_seed": 0}
     rows = load_dataset("nyu_depth_v2", split="validation", **options).select(range(0, 144, 12))
-    return [row["image"] for row in rows], [np.asarray(row["depth"], np.float32) / 1000 for row in rows]
+    return DenseRows(rows, {"depth": MAP_KINDS["depth"], "semantic": MAP_KINDS["classes"]})
 
 
-def test_photographs_come_out_at_scale(repository, held_out):
-    images, depths = held_out
-    estimator = pipeline("depth-estimation", model=str(repository / "hub_configs" / "ait-lite-nyu"))
-    predicted = [result["predicted_depth"] for result in estimator(images, batch_size=4)]
-
-    def rmse(maps):
-        pairs = zip(maps, depths, strict=True)
-        return np.mean([depth_metrics(depth, truth, eval_crop=True)["rmse"] for depth, truth in pairs])
-
-    median = np.median(np.concatenate([depth[depth > 0] for depth in depths]))
-    constant = rmse([np.full_like(depth, median) for depth in depths])
-    assert rmse(predicted) < 0.8 < constant
-    # Planted: the depths of other photographs must fail the same bound.
-    assert rmse(predicted[1:] + predicted[:1]) > 0.8
+def _cut(values):
+    """NYU's evaluation region."""
+    top, bottom, left, right = NYU_EVAL_CROP
+    return values[..., top:bottom, left:right]
 
 
-def test_photograph_model_is_one_parallel_pass(repository):
-    model = AutoModelForDepthEstimation.from_pretrained(repository / "hub_configs" / "ait-lite-nyu")
-    assert model.config.parallel and model.config.tasks == ["depth"]
+def test_photographs_come_out_at_scale_and_with_their_classes(photographs, held_out):
+    processor, model = photographs
+    found = []
+    for index in range(len(held_out)):
+        with torch.no_grad():
+            outputs = model(**processor(held_out.image(index), return_tensors="pt"))
+        found += processor.post_process_dense(outputs, [(480, 640)])
+    true = [held_out.maps(index) for index in range(len(held_out))]
+
+    def figures(predicted, task, metric):
+        pairs = zip(predicted, true, strict=True)
+        measured = [MAP_METRICS[metric].measure(_cut(maps[task]), _cut(truth[task]), 39) for maps, truth in pairs]
+        return MAP_METRICS[metric].combine(measured)
+
+    median = torch.cat([truth["depth"][truth["depth"] > 0] for truth in true]).median()
+    constant = [{"depth": torch.full((480, 640), median.item())}] * len(true)
+    assert figures(found, "depth", "depth")["rmse"] < 0.8 < figures(constant, "depth", "depth")["rmse"]
+    walls = [{"semantic": torch.zeros(480, 640, dtype=torch.long)}] * len(true)
+    accuracy = figures(found, "semantic", "segmentation")["pixel_accuracy"]
+    assert accuracy > 0.4 > figures(walls, "semantic", "segmentation")["pixel_accuracy"]
+    # Planted: the maps of other photographs must fail the same bounds.
+    others = found[1:] + found[:1]
+    assert figures(others, "depth", "depth")["rmse"] > 0.8
+    assert figures(others, "semantic", "segmentation")["pixel_accuracy"] < 0.4
+
+
+def test_photograph_model_gives_all_its_maps_in_one_parallel_pass(photographs, repository, monkeypatch):
+    processor, model = photographs
+    assert model.config.parallel and model.config.tasks == ["depth", "normals", "semantic"]
+    passes, forward = [], type(model.model.decoder).forward
+    monkeypatch.setattr(type(model.model.decoder), "forward", lambda *a, **k: passes.append(1) or forward(*a, **k))
+    outputs = model(**processor(Image.new("RGB", (320, 240), "grey"), return_tensors="pt"))
+    maps = processor.post_process_dense(outputs, [(60, 80)])[0]
+    assert len(passes) == 1 and {task: tuple(x.shape) for task, x in maps.items()} == {
+        "depth": (60, 80),
+        "normals": (3, 60, 80),
+        "semantic": (60, 80),
+    }
     stored = load_file(repository / "hub_configs" / "ait-lite-nyu" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {torch.float16}
+
+
+def test_photograph_model_serves_both_pipelines(repository):
+    folder, image = str(repository / "hub_configs" / "ait-lite-nyu"), Image.new("RGB", (320, 240), "grey")
+    assert pipeline("depth-estimation", model=folder)(image)["predicted_depth"].shape == (240, 320)
+    segments = pipeline("image-segmentation", model=folder, subtask="semantic")(image)
+    assert {segment["label"] for segment in segments} <= set(NYU40_CLASSES)

@@ -1,4 +1,4 @@
-"""Photographs in all the tasks of a model, depth and objects of a rendered room, beside the truth, as one picture.
+"""Photographs in all the tasks of a model, and depth and objects of a rendered room beside the truth, as one picture.
 
     python training/demo.py --output demo.png          # what `make demo` runs
     python training/demo.py --image photo.jpg --photo-model DIRECTORY --model DIRECTORY --instance-model DIRECTORY
@@ -116,13 +116,11 @@ def task_picture(
         f"{title}: {', '.join(maps)}; {image.width} x {image.height} pixels; preprocess {prepared - start:.3f} s, "
         f"model {decoded - prepared:.3f} s, post-process {done - decoded:.3f} s"
     )
-    truths = {}
     if true_depth is not None and DEPTH in maps:
         describe(title, maps[DEPTH].numpy(), true_depth)
-        truths[DEPTH] = true_depth
     specs = model.config.dense
     shown = {task: (found, specs[task].kind, specs[task].class_names) for task, found in maps.items()}
-    return task_panel(image, shown, truths)
+    return task_panel(image, shown)
 
 
 def instance_picture(segmenter: Pipeline, frame: RoomFrame, threshold: float) -> Image.Image:
