@@ -249,7 +249,7 @@ def test_a_model_lends_its_tokenizers_to_one_of_more_tasks(trained, tokenizers, 
     recipe["data"]["columns"] = {"far": "depth"}
     folder = run_script("run_dense.py", recipe, tmp_path, "--optim.lr", "1e-9")
     model, earlier = (AiTForDenseAndInstancePrediction.from_pretrained(x) for x in (folder, trained))
-    assert list(model.config.dense) == ["far", *TASKS]
+    assert model.config.tasks == ["far", *TASKS] and list(model.config.dense) == ["depth", "far", "normals", "semantic"]
     for task in TASKS:
         now, then = (x.model.decoder.token_embeddings[x.config.vocabulary.codes(task).rows] for x in (model, earlier))
         assert torch.allclose(now, then, atol=1e-6), task

@@ -111,7 +111,9 @@ def test_detection_run_gives_a_model_for_the_pipeline(detection, rooms):
 def test_instance_run_gives_a_model_for_the_pipeline(instance, tokenizer, rooms):
     model = AiTForDenseAndInstancePrediction.from_pretrained(instance / "model")
     trained = load_file(tokenizer / "model" / "model.safetensors")
-    assert all(torch.equal(x, trained[key].half().float()) for key, x in model.mask_tokenizer.state_dict().items())
+    largest = torch.finfo(torch.float16).max  # at which codes that nothing used are cut
+    for key, x in model.mask_tokenizer.state_dict().items():
+        assert torch.equal(x, trained[key].clamp(-largest, largest).half().float())
     assert list(model.config.id2label.values()) == list(SYNTHETIC_ROOMS_CLASSES)
     image = datasets.load_dataset("synthetic_rooms", split="validation", **json.loads(rooms[1]))[0]["image"]
     segmenter = pipeline("image-segmentation", model=str(instance / "model"), device="cpu")

@@ -41,7 +41,7 @@ from transformers_ait.engine.recipes import (
     recipe_dict,
     run_from_command_line,
 )
-from transformers_ait.engine.tokenizers import _tokenized_kinds, with_tokenizer
+from transformers_ait.engine.tokenizers import _tokenized_kinds, _tokenizer_fields, with_tokenizer
 from transformers_ait.engine.vqvae_training import train_vqvae
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +101,7 @@ def test_recipes_of_the_project_are_valid(path):
     for task, kind in _tokenized_kinds(values).items():
         # Trained ones come from the command line, or from other recipes.
         size = {"image_size": 32 if kind == "mask" else 128, "downsample_ratio": 8 if kind == "mask" else 16}
-        if recipe.model.config.get("depth_tokenizer_config", {}).get("model_type") != "ait_bin_tokenizer":
+        if _tokenizer_fields(values, task)[0].get("model_type") != "ait_bin_tokenizer":
             values = with_tokenizer(values, task, AiTVQVAEConfig(map_kind=kind, **size, **CHANNELS.get(kind, {})), "x")
     if isinstance(recipe, JointRecipe) and "semantic" in values["tasks"]:
         values["id2label"] = dict(enumerate(SYNTHETIC_ROOMS_SEMANTIC_CLASSES))

@@ -92,12 +92,19 @@ def test_vqvae_run_leaves_what_it_promises(tokenizer):
     assert {"d1", "rmse", "abs_rel"} <= log[-1].keys()
 
 
+def half_precision(tensor):
+    """What half precision keeps of a tensor; codes that nothing used are cut at its largest number."""
+    largest = torch.finfo(torch.float16).max
+    return tensor.clamp(-largest, largest).half().float()
+
+
 def check_depth_run(folder, tokenizer):
     model = AiTForDenseAndInstancePrediction.from_pretrained(folder / "model")
     assert model.dtype == torch.float32
     assert model.config.depth_tokenizer_config.tau == 0.8 and model.config.num_depth_codes == 16
     trained = load_file(tokenizer / "model" / "model.safetensors")
-    assert all(torch.equal(x, trained[key].half().float()) for key, x in model.depth_tokenizer.state_dict().items())
+    for key, x in model.depth_tokenizer.state_dict().items():
+        assert torch.equal(x, half_precision(trained[key]))
     stored = load_file(folder / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {torch.float16}
     assert [path.name for path in (folder / "panels").iterdir()] == ["step-00000002.png"]
