@@ -37,6 +37,7 @@ from .modeling_ait_swinv2 import AiTSwinV2Backbone
 from .modeling_ait_vqvae import AiTVQVAEModel, AiTVQVAEOutput
 from .modeling_bin_tokenizer import AiTBinTokenizer
 from .modeling_plain_dense import AiTPlainDenseModel
+from .paligemma_tokens import PaliGemmaDetection, format_detections, from_instances, parse_detections, to_instances
 from .remote_code import save_with_code
 from .token_vocabulary import TokenVocabulary
 
@@ -62,9 +63,14 @@ __all__ = [
     "AiTVQVAEConfig",
     "AiTVQVAEModel",
     "AiTVQVAEOutput",
+    "PaliGemmaDetection",
     "TokenVocabulary",
     "contiguous_categories",
+    "format_detections",
+    "from_instances",
+    "parse_detections",
     "save_with_code",
+    "to_instances",
 ]
 
 for _config_class, _model_class in (

@@ -1,6 +1,7 @@
 """Convert an original AiT checkpoint to a folder of this family, or back.
 
 python -m transformers_ait.conversion --checkpoint ait.pth --config ait-swinv2-base-depth --output ait-depth
+python -m transformers_ait.conversion --checkpoint vae-oid.npz --config paligemma-vqvae-mask --output paligemma-masks
 python -m transformers_ait.conversion --checkpoint ait-depth --reverse --output ait.pth
 """
 
@@ -18,7 +19,9 @@ from .reverser import reverse
 def build_parser() -> argparse.ArgumentParser:
     """Command-line options."""
     parser = argparse.ArgumentParser(prog="python -m transformers_ait.conversion", description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", required=True, help="original file; with --reverse a folder of this family")
+    parser.add_argument(
+        "--checkpoint", required=True, help="original file, .pth, .pt, .safetensors or .npz; with --reverse a folder"
+    )
     parser.add_argument(
         "--config",
         help="name of a folder of hub_configs, path of such a folder, or a JSON file with an original configuration "

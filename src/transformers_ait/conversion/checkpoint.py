@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -29,7 +30,8 @@ CAUSES = {
     r".*\.wk\.bias": "key biases change no output, but every original checkpoint has them: is the file complete?",
     r"backbone\..*": "another backbone size (base or large): another NAME?",
     r"transformer\..*": "another number of blocks or another width: another NAME?",
-    r"(encoder|decoder|_vq_vae)\..*": "a VQ-VAE of other sizes (downsample ratio, width, codes): another NAME?",
+    r"(encoder|decoder|_vq_vae)\..*": "a VQ-VAE of other sizes (downsample ratio, width, codes): another NAME? Or an "
+    "incomplete file: copy or download it again",
     r"(det|insseg|depth)_head\..*": "a head of another task: another NAME?",
     r".*": "no name of an original AiT checkpoint: another NAME, or a file of another project?",
 }
@@ -64,7 +66,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     `optimizer` and other companions are ignored.
 
     Args:
-        path: a .pth, .pt or .safetensors file.
+        path: a .pth, .pt, .safetensors or .npz file; the last is what PaliGemma's mask tokenizer is published as.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -77,8 +79,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         tensors = _read_safetensors(path)
     elif path.suffix in TORCH_SUFFIXES:
         tensors = _unwrap(_read_torch(path), path)
+    elif path.suffix == ".npz":
+        tensors = _read_npz(path)
     else:
-        raise CheckpointError(f"{path} must be a .pth, .pt or .safetensors file.")
+        raise CheckpointError(f"{path} must be a .pth, .pt, .safetensors or .npz file.")
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     # Float32 tensors stay memory-mapped; half-precision ones are widened once, for the model and its proof.
@@ -92,6 +96,20 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise CheckpointError(
             f"{path} is not a readable safetensors file, it is damaged, incomplete or of another kind ({error}); "
+            "copy or download it again."
+        ) from error
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    try:
+        # Without the check NumPy would take a file of another kind for a pickle, and say so.
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is no zip archive")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: torch.from_numpy(file[name]) for name in file.files}
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is not a readable .npz file of numbers, it is damaged, incomplete or of another kind ({error}); "
             "copy or download it again."
         ) from error
 
@@ -152,8 +170,12 @@ def vqvae_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     Raises:
         CheckpointError: the tensors are not those of a VQ-VAE.
     """
-    if not {"_vq_vae._embedding", "encoder.0.weight"} <= set(tensors):
-        raise CheckpointError(f"These are not the tensors of a VQ-VAE: {sorted(tensors)[:MAX_LISTED]}.")
+    missing = sorted({"_vq_vae._embedding", "encoder.0.weight"} - set(tensors))
+    if missing:
+        raise CheckpointError(
+            f"These are not the tensors of a VQ-VAE, as {' and '.join(missing)} is missing; found "
+            f"{sorted(tensors)[:MAX_LISTED]}."
+        )
     encoder = {name: tensor for name, tensor in tensors.items() if re.fullmatch(r"encoder\.\d+\.weight", name)}
     num_codes, code_dim = tensors["_vq_vae._embedding"].shape
     hidden_size, num_channels = encoder["encoder.0.weight"].shape[:2]
