@@ -17,7 +17,7 @@ from transformers_ait import (
     AiTVQVAEConfig,
     AiTVQVAEModel,
 )
-from transformers_ait.conversion.companions import image_processors
+from transformers_ait.conversion.companions import processors
 from transformers_ait.conversion.original_config import ait_config_from_original, original_from_ait_config
 
 HUB_CONFIGS = Path(__file__).resolve().parents[1] / "hub_configs"
@@ -123,10 +123,10 @@ def test_card(name):
 
 @pytest.mark.parametrize("name", sorted(TASK_SOLVERS | VQVAES))
 def test_image_processors_are_those_of_a_conversion(name, tmp_path):
-    processors = image_processors(load(name))
+    expected = processors(load(name))
     files = {str(path.parent.relative_to(HUB_CONFIGS / name)) for path in (HUB_CONFIGS / name).rglob("prep*.json")}
-    assert files == set(processors)
-    for subfolder, processor in processors.items():
+    assert files == set(expected)
+    for subfolder, processor in expected.items():
         processor.save_pretrained(tmp_path / subfolder)
         path = Path(subfolder) / "preprocessor_config.json"
         assert json.loads((tmp_path / path).read_text()) == json.loads((HUB_CONFIGS / name / path).read_text())

@@ -13,6 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "transformers_ait"
 LEVELS = (
     {
         "token_vocabulary",
+        "token_pruning",
+        "losses_pose",
         "map_kinds_ait",
         "kept_tensors_ait",
         "attention_ait",
@@ -21,9 +23,12 @@ LEVELS = (
         "image_windows_ait",
         "coco_annotations_ait",
     },
-    {"image_inputs_ait", "vector_quantizer", "configuration_token_decoder", "configuration_tokenizers"},
-    {"configuration_dense_tasks"},
-    {"configuration_ait"},
+    {
+        *("image_inputs_ait", "vector_quantizer", "configuration_token_decoder", "configuration_tokenizers"),
+        *("token_recovery", "hourglass"),
+    },
+    {"configuration_dense_tasks", "configuration_hourglass_pose"},
+    {"configuration_ait", "modeling_hourglass_pose", "processing_hourglass_pose"},
     {
         "configuration_plain_dense",
         "modeling_ait_vqvae",

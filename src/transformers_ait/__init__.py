@@ -8,6 +8,7 @@ import importlib.util
 from transformers import (
     AutoBackbone,
     AutoConfig,
+    AutoFeatureExtractor,
     AutoImageProcessor,
     AutoModel,
     AutoModelForDepthEstimation,
@@ -27,8 +28,10 @@ from .configuration_ait import (
     AiTSwinV2Config,
     AiTVQVAEConfig,
 )
+from .configuration_hourglass_pose import HourglassPoseConfig
 from .configuration_plain_dense import AiTPlainDenseConfig
 from .configuration_token_decoder import AiTTokenDecoderConfig
+from .hourglass import Hourglass
 from .image_processing_ait_dense import AiTDenseImageProcessor
 from .image_processing_ait_depth import AiTDepthImageProcessor
 from .image_processing_ait_instance import AiTInstanceImageProcessor
@@ -36,8 +39,10 @@ from .modeling_ait import AiTForDenseAndInstancePrediction, AiTModel, AiTModelOu
 from .modeling_ait_swinv2 import AiTSwinV2Backbone
 from .modeling_ait_vqvae import AiTVQVAEModel, AiTVQVAEOutput
 from .modeling_bin_tokenizer import AiTBinTokenizer
+from .modeling_hourglass_pose import HourglassForPoseLifting, HourglassPoseOutput
 from .modeling_plain_dense import AiTPlainDenseModel
 from .paligemma_tokens import PaliGemmaDetection, format_detections, from_instances, parse_detections, to_instances
+from .processing_hourglass_pose import HourglassPoseProcessor
 from .remote_code import save_with_code
 from .token_vocabulary import TokenVocabulary
 
@@ -63,6 +68,11 @@ __all__ = [
     "AiTVQVAEConfig",
     "AiTVQVAEModel",
     "AiTVQVAEOutput",
+    "Hourglass",
+    "HourglassForPoseLifting",
+    "HourglassPoseConfig",
+    "HourglassPoseOutput",
+    "HourglassPoseProcessor",
     "PaliGemmaDetection",
     "TokenVocabulary",
     "contiguous_categories",
@@ -79,10 +89,12 @@ for _config_class, _model_class in (
     (AiTBinTokenizerConfig, AiTBinTokenizer),
     (AiTSwinV2Config, AiTSwinV2Backbone),
     (AiTPlainDenseConfig, AiTPlainDenseModel),
+    (HourglassPoseConfig, HourglassForPoseLifting),
 ):
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
     AutoModel.register(_config_class, _model_class, exist_ok=True)
 
+AutoFeatureExtractor.register(HourglassPoseConfig, HourglassPoseProcessor, exist_ok=True)
 AutoBackbone.register(AiTSwinV2Config, AiTSwinV2Backbone, exist_ok=True)
 for _auto_class in (
     AutoModelForDepthEstimation,

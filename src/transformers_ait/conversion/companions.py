@@ -3,11 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+from transformers import FeatureExtractionMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..configuration_ait import AiTConfig, AiTSwinV2Config, AiTVQVAEConfig
+from ..configuration_hourglass_pose import HourglassPoseConfig
 from ..image_processing_ait_depth import AiTDepthImageProcessor
 from ..image_processing_ait_instance import AiTInstanceImageProcessor
+from ..processing_hourglass_pose import HourglassPoseProcessor
+
+OwnConfig = AiTConfig | AiTVQVAEConfig | AiTSwinV2Config | HourglassPoseConfig
 
 CARD_FILE = "README.md"
 # The last section of a card of hub_configs, which speaks of a folder without weights.
@@ -22,15 +27,18 @@ They are an initialisation: part of the model is untrained, so it can start a tr
 """
 
 
-def image_processors(config: AiTConfig | AiTVQVAEConfig | AiTSwinV2Config) -> dict[str, BaseImageProcessor]:
-    """Subfolder -> image processor with the original's preprocessing; none for a backbone alone.
+def processors(config: OwnConfig) -> dict[str, BaseImageProcessor | FeatureExtractionMixin]:
+    """Subfolder -> processor with the original's preprocessing; none for a backbone alone.
 
     Args:
-        config: configuration of a task-solver, or of a VQ-VAE, whose images are depth maps or masks. A task-solver's
-            own folder (".") has the processor of the default task; that of depth beside objects lies in "depth".
+        config: configuration of pose lifting, of a task-solver, or of a VQ-VAE, whose images are depth maps or masks.
+            A task-solver's own folder (".") has the processor of the default task; that of depth beside objects lies in
+            "depth".
     """
     if isinstance(config, AiTSwinV2Config):
         return {}
+    if isinstance(config, HourglassPoseConfig):
+        return {".": HourglassPoseProcessor.for_model(config)}
     if isinstance(config, AiTVQVAEConfig):
         depth = _depth_processor(config, num_windows=1, do_flip_augment=False)
         return {".": depth if config.ignore_zero else AiTInstanceImageProcessor()}
@@ -49,11 +57,11 @@ def _depth_processor(config: AiTVQVAEConfig, **settings: Any) -> AiTDepthImagePr
 
 def write_companions(
     folder: Path,
-    config: AiTConfig | AiTVQVAEConfig | AiTSwinV2Config,
+    config: OwnConfig,
     hub_folder: Path | None,
     initialization_only: bool,
 ) -> None:
-    """Write the image processors and, for a known model, its card.
+    """Write the processors and, for a known model, its card.
 
     Args:
         folder: the converted folder.
@@ -61,7 +69,7 @@ def write_companions(
         hub_folder: the folder of hub_configs that the configuration came from.
         initialization_only: whether weights are missing.
     """
-    for subfolder, processor in image_processors(config).items():
+    for subfolder, processor in processors(config).items():
         processor.save_pretrained(folder / subfolder)
     if hub_folder is not None and (hub_folder / CARD_FILE).is_file():
         card = (hub_folder / CARD_FILE).read_text().partition(CARD_WEIGHTS)[0]

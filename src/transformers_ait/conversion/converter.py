@@ -16,11 +16,13 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration_ait import AiTConfig, AiTSwinV2Config, AiTVQVAEConfig
+from ..configuration_hourglass_pose import HourglassPoseConfig
 from ..modeling_ait import AiTForDenseAndInstancePrediction
 from ..modeling_ait_swinv2 import AiTSwinV2Backbone
 from ..modeling_ait_vqvae import AiTVQVAEModel
+from ..modeling_hourglass_pose import HourglassForPoseLifting
 from .checkpoint import CheckpointError, Renamed, read_checkpoint, rename, vqvae_sizes, with_backbone_prefix
-from .companions import write_companions
+from .companions import OwnConfig, write_companions
 from .key_map import (
     NameMap,
     backbone_names,
@@ -49,16 +51,17 @@ from .parity import (
     task_solver_probes,
     vqvae_probes,
 )
+from .pose import FIRST_NAMES, pose_names, pose_probes, with_flat_tables
 from .reverser import load_own_config
 
 # There in a checkout of the repository, not in an installed package.
 HUB_CONFIGS = Path(__file__).resolve().parents[3] / "hub_configs"
 
-OwnConfig = AiTConfig | AiTVQVAEConfig | AiTSwinV2Config
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     AiTConfig.model_type: AiTForDenseAndInstancePrediction,
     AiTVQVAEConfig.model_type: AiTVQVAEModel,
     AiTSwinV2Config.model_type: AiTSwinV2Backbone,
+    HourglassPoseConfig.model_type: HourglassForPoseLifting,
 }
 
 
@@ -137,6 +140,8 @@ def load_configuration(source: str | Path) -> tuple[OwnConfig, dict[str, Any]]:
     config = load_own_config(folder)
     if isinstance(config, AiTVQVAEConfig):
         return config, original_from_vqvae_config(config)
+    if isinstance(config, HourglassPoseConfig):
+        return config, {}  # original files of pose lifting come without configuration
     return config, original_from_ait_config(config)
 
 
@@ -168,7 +173,9 @@ def _tensors_kind(tensors: Mapping[str, Tensor]) -> str:
         return "task-solver"
     if any(name.startswith("transformer.") for name in tensors):
         return "encoder"
-    return "vqvae" if "_vq_vae._embedding" in tensors else "backbone"
+    if any(name in tensors for name in FIRST_NAMES):
+        return "pose lifting"
+    return "vqvae" if any(name.startswith("_vq_vae.") for name in tensors) else "backbone"
 
 
 def _task_solver_source(
@@ -231,15 +238,20 @@ def make_source(
     """
     config, original = configuration
     kind = _tensors_kind(tensors)
-    fitting = {AiTVQVAEConfig: ("vqvae",), AiTSwinV2Config: ("backbone",)}
+    fitting = {AiTVQVAEConfig: ("vqvae",), AiTSwinV2Config: ("backbone",), HourglassPoseConfig: ("pose lifting",)}
     if kind not in fitting.get(type(config), ("task-solver", "encoder", "backbone")):
         raise CheckpointError(
             f"{checkpoint} looks like a {kind} file, but --config describes a {config.model_type} model; its names "
             f"start with {sorted(tensors)[:3]}."
         )
     if isinstance(config, AiTVQVAEConfig):
-        _check_vqvae_sizes(tensors, config, checkpoint)
-        return Source(config, original, tensors, vqvae_names(config))
+        names = vqvae_names(config)
+        # Of a file that merely lacks tensors, `rename` lists those; its sizes would be counted wrong.
+        if not set(tensors) < set(names):
+            _check_vqvae_sizes(tensors, config, checkpoint)
+        return Source(config, original, tensors, names)
+    if isinstance(config, HourglassPoseConfig):
+        return Source(config, original, with_flat_tables(tensors), pose_names(config))
     if isinstance(config, AiTSwinV2Config):
         return _backbone_source(tensors, config, original)
     return _task_solver_source(tensors, config, original, tokenizer_files)
@@ -312,6 +324,8 @@ def build_probes(source: Source) -> list[Probe]:
     config = source.config
     if isinstance(config, AiTVQVAEConfig):
         return vqvae_probes("VQ-VAE", source.tensors, config.downsample_ratio, source.original["use_norm"], config.tau)
+    if isinstance(config, HourglassPoseConfig):
+        return pose_probes(source.tensors, config)
     if isinstance(config, AiTSwinV2Config):
         return backbone_probes(source.tensors, source.original, source.names)
     probes = task_solver_probes(source.tensors, source.original, source.names)
@@ -384,7 +398,7 @@ def convert(
     """Convert an original checkpoint.
 
     Args:
-        checkpoint: task-solver, VQ-VAE, backbone pretraining or decoder-less file (.pth, .pt, .safetensors).
+        checkpoint: task-solver, VQ-VAE, backbone pretraining or decoder-less file (.pth, .pt, .safetensors, .npz).
         config: name of a folder of hub_configs, a folder, or a JSON file with an original configuration.
         output: folder to write; must not exist or be empty.
         vqvae_depth: file of the depth VQ-VAE, if the checkpoint holds none.

@@ -12,15 +12,17 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration_ait import AiTConfig, AiTVQVAEConfig
+from ..configuration_hourglass_pose import HourglassPoseConfig
 from . import plain
 from .checkpoint import CheckpointError
 from .key_map import NameMap, dropped_shapes, invert, task_solver_names, vqvae_names
 from .original_config import original_from_ait_config, original_from_vqvae_config
+from .pose import pose_names, with_original_tables
 
-CONFIG_CLASSES = {config.model_type: config for config in (AiTConfig, AiTVQVAEConfig)}
+CONFIG_CLASSES = {config.model_type: config for config in (AiTConfig, AiTVQVAEConfig, HourglassPoseConfig)}
 
 
-def load_own_config(folder: str | Path) -> AiTConfig | AiTVQVAEConfig:
+def load_own_config(folder: str | Path) -> AiTConfig | AiTVQVAEConfig | HourglassPoseConfig:
     """Configuration of a folder of this family.
 
     Raises:
@@ -69,7 +71,7 @@ def original_buffers(config: AiTConfig) -> dict[str, Tensor]:
 
 
 def to_original(
-    tensors: Mapping[str, Tensor], config: AiTConfig | AiTVQVAEConfig
+    tensors: Mapping[str, Tensor], config: AiTConfig | AiTVQVAEConfig | HourglassPoseConfig
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Original tensors, with the buffers that the original stores, and original configuration.
 
@@ -82,8 +84,11 @@ def to_original(
         ValueError: the configuration has something that the original cannot express.
     """
     names: NameMap
-    if isinstance(config, AiTVQVAEConfig):
-        names, original, buffers = vqvae_names(config), original_from_vqvae_config(config), {}
+    buffers: dict[str, Tensor] = {}
+    if isinstance(config, HourglassPoseConfig):
+        names, original, tensors = pose_names(config), {}, with_original_tables(tensors, config)
+    elif isinstance(config, AiTVQVAEConfig):
+        names, original = vqvae_names(config), original_from_vqvae_config(config)
     else:
         original = original_from_ait_config(config)
         names, buffers = task_solver_names(config), original_buffers(config)
@@ -127,12 +132,15 @@ def reverse(folder: str | Path, output: str | Path) -> Path:
             save_file({name: tensor.clone() for name, tensor in tensors.items()}, partial)
         elif isinstance(config, AiTVQVAEConfig):
             torch.save({"weights": tensors}, partial)
+        elif isinstance(config, HourglassPoseConfig):
+            torch.save(tensors, partial)
         else:
             torch.save({"meta": {}, "state_dict": {**tensors, **_duplicates(tensors, config)}}, partial)
         os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)
-    output.with_suffix(".json").write_text(json.dumps(original, indent=2) + "\n")
+    if original:
+        output.with_suffix(".json").write_text(json.dumps(original, indent=2) + "\n")
     return output
 
 

@@ -11,6 +11,7 @@ from .depth import (
 from .instances import COCO_METRICS, LVIS_METRICS, coco_metrics, lvis_metrics
 from .maps import MAP_METRICS, MapMetrics
 from .normals import NORMALS_METRICS, NormalsMetricAccumulator, normals_metrics
+from .pose import POSE_METRICS, pose_metrics, similarity_aligned
 from .segmentation import SEGMENTATION_METRICS, SegmentationMetricAccumulator, confusion_matrix, segmentation_metrics
 from .values import VALUES_METRICS
 
@@ -21,6 +22,7 @@ __all__ = [
     "MAP_METRICS",
     "NORMALS_METRICS",
     "NYU_EVAL_CROP",
+    "POSE_METRICS",
     "SEGMENTATION_METRICS",
     "VALUES_METRICS",
     "DepthMetricAccumulator",
@@ -34,5 +36,7 @@ __all__ = [
     "lvis_metrics",
     "mean_depth_metrics",
     "normals_metrics",
+    "pose_metrics",
     "segmentation_metrics",
+    "similarity_aligned",
 ]
