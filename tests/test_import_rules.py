@@ -46,8 +46,8 @@ LEVELS = (
 )
 # Never shipped: they may import everything above, except where the next table says otherwise.
 NOT_SHIPPED = {
-    *("__init__", "remote_code", "optimization", "paligemma_tokens"),
-    *("visualization", "visualization_colors", "visualization_objects", "visualization_panel"),
+    *("__init__", "remote_code", "optimization", "paligemma_tokens", "hourglass_images"),
+    *("visualization", "visualization_colors", "visualization_objects", "visualization_panel", "visualization_pose"),
 }
 PACKAGES = {"data", "metrics", "conversion", "engine", "export"}
 # `data` and `metrics` know no models; of the package they may use these helpers alone.

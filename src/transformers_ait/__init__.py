@@ -32,6 +32,7 @@ from .configuration_hourglass_pose import HourglassPoseConfig
 from .configuration_plain_dense import AiTPlainDenseConfig
 from .configuration_token_decoder import AiTTokenDecoderConfig
 from .hourglass import Hourglass
+from .hourglass_images import HourglassHandle, add_hourglass
 from .image_processing_ait_dense import AiTDenseImageProcessor
 from .image_processing_ait_depth import AiTDepthImageProcessor
 from .image_processing_ait_instance import AiTInstanceImageProcessor
@@ -70,11 +71,13 @@ __all__ = [
     "AiTVQVAEOutput",
     "Hourglass",
     "HourglassForPoseLifting",
+    "HourglassHandle",
     "HourglassPoseConfig",
     "HourglassPoseOutput",
     "HourglassPoseProcessor",
     "PaliGemmaDetection",
     "TokenVocabulary",
+    "add_hourglass",
     "contiguous_categories",
     "format_detections",
     "from_instances",

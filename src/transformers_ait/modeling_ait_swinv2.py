@@ -147,6 +147,28 @@ class AiTSwinV2Attention(nn.Module):
             x = x.roll((self.shift, self.shift), dims=(1, 2))
         return x[:, :height, :width]
 
+    def forward_tokens(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Some tokens of a map that is one window, which see each other alone.
+
+        Args:
+            x: (B, k, C).
+            positions: (B or 1, k) int64, numbers of the tokens in the window in row-major order.
+
+        Returns:
+            (B, k, C).
+        """
+        side, rows, columns = 2 * self.window - 1, positions // self.window, positions % self.window
+        down, right = (axis[:, :, None] - axis[:, None] + self.window - 1 for axis in (rows, columns))
+        table = self._kept_if("compact", "table", self._compute_table).to(x.dtype)
+        bias = table[:, down * side + right].transpose(0, 1)
+        qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, qkv_bias).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        scale = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
+        query, key = _normalize(query, scale.to(query.dtype)), _normalize(key)
+        attended = attend(query, key, value, bias, scale=1.0, implementation=self.config._attn_implementation)
+        return self.projection(attended.transpose(1, 2).flatten(2))
+
     def _windowed_qkv(self, x: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (scaled), keys and values, each (B, rows, columns, heads, w^2, head_dim); keys in reverse order."""
         w = self.window
@@ -264,6 +286,11 @@ class AiTSwinV2Block(GradientCheckpointingLayer):
         x = x + self.drop_path(self.norm1(self.attention(x, workspace)))
         return x + self.drop_path(self.norm2(self.mlp(x)))
 
+    def forward_tokens(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Some tokens (B, k, C) of a map that is one window to the same shape, see the attention."""
+        x = x + self.drop_path(self.norm1(self.attention.forward_tokens(x, positions)))
+        return x + self.drop_path(self.norm2(self.mlp(x)))
+
 
 class AiTSwinV2Downsample(nn.Module):
     """Patch merging: 2 x 2 neighbours concatenated, reduced to twice the width, normalised."""
@@ -291,6 +318,8 @@ class AiTSwinV2Stage(nn.Module):
             AiTSwinV2Block(config, stage, shifts and index % 2 == 1, rate) for index, rate in enumerate(drop_paths)
         )
         self.widest = int(config.embed_dim * 2**stage * config.mlp_ratio)
+        # Runs the blocks with fewer tokens in the middle, see `hourglass_images`: (map, blocks, workspace) to the map.
+        self.hourglass: Callable[..., Tensor] | None = None
         last = stage == len(config.depths) - 1
         self.downsample = None if last else AiTSwinV2Downsample(config.embed_dim * 2**stage, config.layer_norm_eps)
 
@@ -298,7 +327,9 @@ class AiTSwinV2Stage(nn.Module):
         """(B, H, W, C) to the next stage's (B, H', W', C')."""
         images = _images_at_once(x, self.widest)
         own = False
-        for block in self.blocks:
+        if self.hourglass is not None:
+            x = torch.cat([self.hourglass(chunk, self.blocks, workspace) for chunk in x.split(images)])
+        for block in self.blocks if self.hourglass is None else ():
             if images < x.shape[0]:  # len() would fix the batch of an exported program
                 # The stage's input is the caller's, or a hook's, to keep; what follows is overwritten.
                 target = x if own else torch.empty_like(x)
