@@ -425,7 +425,11 @@ def test_objects_take_their_places_in_the_table_of_classes(every):
     ("arguments", "words"),
     [
         (["--mix.detection", "1"], ["mix", "['instance']", "['detection', 'instance']"]),
-        (["--model.mask_tokenizer", "null"], ["model.mask_tokenizer is missing", "masks"]),
+        # A model to start from would lend its own.
+        (
+            ["--model.mask_tokenizer", "null", "--model.initialize_from", "null"],
+            ["model.mask_tokenizer is missing", "masks"],
+        ),
         (["--model.depth_tokenizer", "nowhere"], ["model.depth_tokenizer nowhere", "config.json"]),
         (["--model.config.tasks", "[instance]"], ["model.config.tasks", "depth"]),
         (["--run.batch_size", "9"], ["run.batch_size", "multiple of 4", "3 : 1"]),

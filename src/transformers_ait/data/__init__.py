@@ -1,7 +1,8 @@
 """Data sets for training and tests; importing this package makes them known to `datasets.load_dataset`."""
 
-from . import coco_instances, human36m, mocap, nyu_depth_v2, synthetic_motions, synthetic_rooms
+from . import coco_instances, depth_folders, human36m, mocap, nyu_depth_v2, synthetic_motions, synthetic_rooms
 from .coco_instances import COCOInstances, COCOInstancesConfig
+from .depth_folders import DepthFolders, DepthFoldersConfig
 from .depth_normals import Pinhole, normals_from_depth
 from .human36m import Human36M, Human36MConfig
 from .mocap import Mocap, MocapConfig
@@ -19,6 +20,7 @@ register_builder("human36m", human36m, human36m.CODE_HASH)
 register_builder("mocap", mocap, mocap.CODE_HASH)
 register_builder("nyu_depth_v2", nyu_depth_v2, nyu_depth_v2.CODE_HASH)
 register_builder("coco_instances", coco_instances, coco_instances.CODE_HASH)
+register_builder("depth_folders", depth_folders, depth_folders.CODE_HASH)
 
 __all__ = [
     "NYU40_CLASSES",
@@ -27,6 +29,8 @@ __all__ = [
     "SYNTHETIC_ROOMS_SEMANTIC_CLASSES",
     "COCOInstances",
     "COCOInstancesConfig",
+    "DepthFolders",
+    "DepthFoldersConfig",
     "Human36M",
     "Human36MConfig",
     "Mocap",

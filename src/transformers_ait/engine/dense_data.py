@@ -39,8 +39,8 @@ class DenseRows:
         columns: the tasks' columns; one that is not named is called like its task.
         in_memory: keep decoded pictures; otherwise every access decodes.
         crop_columns: first and last column (exclusive) to keep; None is all.
-        size: height and width to resize to then, images bilinear with antialiasing, maps to the nearest pixel; None
-            leaves them as they are.
+        size: height and width, or shorter edge, to resize to then, images bilinear with antialiasing, maps to the
+            nearest pixel; None leaves them as they are.
 
     Raises:
         RecipeError: a column is missing, or `columns` names another task.
@@ -53,7 +53,7 @@ class DenseRows:
         columns: Mapping[str, str] | None = None,
         in_memory: bool = False,
         crop_columns: Sequence[int] | None = None,
-        size: Sequence[int] | None = None,
+        size: Sequence[int] | int | None = None,
     ) -> None:
         self.kinds = dict(kinds)
         self.columns = _task_columns(kinds, columns or {}, rows.column_names)
@@ -131,7 +131,7 @@ class StreamedDenseRows(DenseRows):
         kinds: Mapping[str, MapKind],
         columns: Mapping[str, str] | None = None,
         crop_columns: Sequence[int] | None = None,
-        size: Sequence[int] | None = None,
+        size: Sequence[int] | int | None = None,
     ) -> None:
         self.kinds = dict(kinds)
         self.columns = _task_columns(kinds, columns or {}, stream.column_names)
@@ -172,20 +172,30 @@ def _sixteen_bit(picture: Image.Image) -> Image.Image:
 
 
 def _cut_picture(
-    picture: Image.Image, columns: Sequence[int] | None, size: Sequence[int] | None, method: Image.Resampling
+    picture: Image.Image, columns: Sequence[int] | None, size: Sequence[int] | int | None, method: Image.Resampling
 ) -> Image.Image:
     if columns is not None:
         _check_columns(columns, picture.width)
         picture = picture.crop((columns[0], 0, min(columns[1], picture.width), picture.height))
-    # PIL's filters antialias.
-    return picture if size is None else picture.resize((size[1], size[0]), method)
+    if size is None:
+        return picture
+    height, width = _target_size(size, picture.height, picture.width)
+    return picture.resize((width, height), method)  # PIL's filters antialias
 
 
-def _cut_map(native: Tensor, columns: Sequence[int] | None, size: Sequence[int] | None) -> Tensor:
+def _cut_map(native: Tensor, columns: Sequence[int] | None, size: Sequence[int] | int | None) -> Tensor:
     if columns is not None:
         _check_columns(columns, native.shape[-1])
         native = native[..., columns[0] : columns[1]]
-    return native if size is None else resize_labels(native, (size[0], size[1]))
+    return native if size is None else resize_labels(native, _target_size(size, *native.shape[-2:]))
+
+
+def _target_size(size: Sequence[int] | int, height: int, width: int) -> tuple[int, int]:
+    """Height and width to resize to."""
+    if not isinstance(size, int):
+        return size[0], size[1]
+    shorter = min(height, width)
+    return round(height * size / shorter), round(width * size / shorter)
 
 
 def _check_columns(columns: Sequence[int], width: int) -> None:

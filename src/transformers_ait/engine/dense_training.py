@@ -1,5 +1,6 @@
 """Training of a model for any set of dense tasks: a task-solver, or the plain baseline."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..modeling_ait import AiTForDenseAndInstancePrediction
 from ..modeling_plain_dense import AiTPlainDenseModel
 from ..visualization import PanelRow, dense_panel
 from .dense_data import DenseRows, MapsByTask, evaluate_maps, explain_crop, has_valid_pixels, load_dense_rows
+from .finetuning import complete_model
 from .initialization import build_task_solver, load_backbone_weights
 from .instance_panel import stack_pictures
 from .loop import make_accelerator, train
@@ -228,8 +230,11 @@ def train_dense(recipe: DenseRecipe) -> Path:
     """
     accelerator = make_accelerator(recipe.run)
     set_seed(recipe.run.seed)
-    model = build_dense_model(recipe.model)
+    whole = replace(recipe, model=complete_model(recipe.model))
+    model = build_dense_model(whole.model)
+    if recipe.model.finetune is not None and recipe.data.train_size is None:
+        whole = replace(whole, data=replace(recipe.data, train_size=map_size(model.config)))
     kinds = {task: spec.map_kind for task, spec in model.config.dense.items()}
     with accelerator.main_process_first():
-        train_rows, eval_rows = load_dense_rows(recipe.data, kinds)
-    return train(DenseTask(model, train_rows, eval_rows, recipe), recipe, accelerator)
+        train_rows, eval_rows = load_dense_rows(whole.data, kinds)
+    return train(DenseTask(model, train_rows, eval_rows, whole), recipe, accelerator)

@@ -8,16 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..configuration_ait import AiTConfig
 from ..modeling_ait import AiTForDenseAndInstancePrediction
 from ..modeling_plain_dense import AiTPlainDenseModel
 from ..modeling_token_decoder import sine_table
+from ..sequence_ait import HEADER_LENGTH
 from .recipe_models import SolverModelRecipe
 from .recipes import RecipeError, build_config
 from .tokenizers import INSTANCE_TASK, SOLVER, require_model
 
+logger = logging.get_logger(__name__)
 PACKAGE_PREFIX = "package:"
+DETECTION_TASK = "detection"
 ID_TABLES = ("decoder.token_embeddings", "decoder.output_bias")
 TASK_TABLES = ("decoder.task_embeddings", "decoder.position_embeddings")
 
@@ -130,6 +134,21 @@ def initialize_from(model: AiTForDenseAndInstancePrediction, folder: str, decode
     model.model.load_state_dict({name: state[name] for name in both}, strict=False)
     if decoder:
         _copy_tables(earlier, model, folder)
+        _log_differences(earlier.config, model.config, folder)
+
+
+def _log_differences(earlier: Any, config: Any, folder: str) -> None:
+    """Say what of an earlier model is left out, and what starts untrained."""
+    found = {"tasks": (earlier.tasks, config.tasks)}
+    if earlier.object_tasks and config.object_tasks:
+        found["classes"] = (list(earlier.id2label.values()), list(config.id2label.values()))
+    for what, (before, now) in found.items():
+        gone, new = ([x for x in first if x not in second] for first, second in ((before, now), (now, before)))
+        if gone or new:
+            kept = [x for x in now if x in before]
+            logger.warning(
+                f"{folder}: of its {what}, {kept or 'none'} kept, {gone or 'none'} left out; new: {new or 'none'}."
+            )
 
 
 def _without_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -155,9 +174,9 @@ def _copy_tables(
         length = min(state[name].shape[1], own[name].shape[1])
         for old, new in pairs:
             own[name][new, :length] = state[name][old, :length]
-    learnt = earlier.config.tasks
-    if INSTANCE_TASK in model.config.tasks and "detection" in learnt and INSTANCE_TASK not in learnt:
-        _spread_positions(model)
+    for task, other in ((INSTANCE_TASK, DETECTION_TASK), (DETECTION_TASK, INSTANCE_TASK)):
+        if task in model.config.tasks and other in earlier.config.tasks and task not in earlier.config.tasks:
+            _move_positions(earlier, model, other, task)
 
 
 def _check_lengths(earlier: Any, config: Any, folder: str) -> None:
@@ -206,15 +225,18 @@ def _shared_ids(earlier: Any, config: Any, folder: str) -> tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def _spread_positions(model: AiTForDenseAndInstancePrediction) -> None:
-    """Give box and class of the n-th object of an instance sequence the position and task embeddings of detection."""
-    decoder, config, rows = model.model.decoder, model.config, model.config.task_ids
-    short, long = (config.tokens_per_object[task] for task in ("detection", INSTANCE_TASK))
-    objects, offsets = torch.arange(config.num_objects)[:, None], torch.arange(short)
-    table = decoder.position_embeddings
-    source = table[rows["detection"]][objects * short + offsets]
-    table[rows[INSTANCE_TASK], objects * long + offsets] = source
-    decoder.task_embeddings[rows[INSTANCE_TASK]] = decoder.task_embeddings[rows["detection"]]
+def _move_positions(
+    earlier: AiTForDenseAndInstancePrediction, model: AiTForDenseAndInstancePrediction, source: str, task: str
+) -> None:
+    """Give box and class of the n-th object the position and task embeddings of the other task of objects."""
+    old, new = earlier.model.decoder, model.model.decoder
+    from_row, to_row = earlier.config.task_ids[source], model.config.task_ids[task]
+    count = min(earlier.config.num_objects, model.config.num_objects)
+    objects, offsets = torch.arange(count)[:, None], torch.arange(HEADER_LENGTH)
+    before, now = earlier.config.tokens_per_object[source], model.config.tokens_per_object[task]
+    learnt = old.position_embeddings[from_row][objects * before + offsets]
+    new.position_embeddings[to_row, objects * now + offsets] = learnt
+    new.task_embeddings[to_row] = old.task_embeddings[from_row]
 
 
 @torch.no_grad()

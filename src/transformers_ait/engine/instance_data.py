@@ -1,7 +1,7 @@
 """Images with objects from a `datasets` dataset, and evaluation of predicted objects over processes."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +53,15 @@ class InstanceRows:
     Args:
         rows: the dataset.
         in_memory: keep decoded images and instance maps; otherwise every access decodes.
+        boxes_alone: objects with an empty `segmentation` are their boxes; otherwise they are errors.
 
     Raises:
         RecipeError: a column is missing.
     """
 
-    def __init__(self, rows: datasets.Dataset, in_memory: bool = False) -> None:
+    def __init__(self, rows: datasets.Dataset, in_memory: bool = False, boxes_alone: bool = False) -> None:
         self._check_features(rows.features)
+        self.boxes_alone = boxes_alone
         self.stream: RowStream | None = None
         pictures = ["image", MAP_COLUMN] if self.has_map else ["image"]
         self.pictures = {name: rows.select_columns(name) for name in pictures}
@@ -99,7 +101,7 @@ class InstanceRows:
         """What can be learnt from an image.
 
         Raises:
-            ValueError: an annotation is unusable, named by image and annotation.
+            ValueError: an annotation is unusable, named by image and annotation; a RecipeError where it lacks a mask.
         """
         size = self.size(index)
         boxes, labels, masks = [], [], []
@@ -110,7 +112,14 @@ class InstanceRows:
             box = annotation_box(entry, size, where)
             if box is None or not proper_boxes(box.float()):
                 continue
-            mask = annotation_mask(entry, size, where)
+            if has_mask(entry):
+                mask = annotation_mask(entry, size, where)
+            elif self.boxes_alone:
+                mask = _box_mask(box, size)
+            else:
+                raise RecipeError(
+                    f"{where} has no segmentation. Boxes alone train a detector: --model.config.tasks '[detection]'."
+                )
             if mask.any():
                 boxes.append(box.float())
                 labels.append(entry["category_id"])
@@ -184,13 +193,15 @@ class StreamedInstanceRows(InstanceRows):
 
     Args:
         stream: the data.
+        boxes_alone: as `InstanceRows`.
 
     Raises:
         RecipeError: a column is missing.
     """
 
-    def __init__(self, stream: RowStream) -> None:
+    def __init__(self, stream: RowStream, boxes_alone: bool = False) -> None:
         self._check_features(stream.features)
+        self.boxes_alone = boxes_alone
         self.stream = stream
 
     def __len__(self) -> int:
@@ -217,18 +228,37 @@ class StreamedInstanceRows(InstanceRows):
         return np.array(picture.convert("RGB") if column == "image" else picture)
 
 
-def load_instance_rows(recipe: DataRecipe) -> tuple[InstanceRows, InstanceRows]:
+def has_mask(entry: Mapping[str, Any]) -> bool:
+    """Whether an annotation in COCO's form, or a result, has a segmentation that is not an empty list."""
+    segmentation = entry.get("segmentation")
+    return segmentation is not None and not (isinstance(segmentation, list) and not segmentation)
+
+
+def _box_mask(box: Tensor, size: tuple[int, int]) -> Tensor:
+    """Mask (H, W) bool of the pixels that an xyxy box touches."""
+    mask = torch.zeros(size, dtype=torch.bool)
+    left, top = box[:2].floor().int().tolist()
+    right, bottom = box[2:].ceil().int().tolist()
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def load_instance_rows(recipe: DataRecipe, boxes_alone: bool = False) -> tuple[InstanceRows, InstanceRows]:
     """Training and evaluation rows of a recipe.
+
+    Args:
+        recipe: which data.
+        boxes_alone: as `InstanceRows`, for tasks that need no masks.
 
     Raises:
         RecipeError: the dataset, a split or a column does not exist, or the splits differ in their classes.
     """
-    eval_rows = InstanceRows(load_rows(recipe, recipe.eval_split), recipe.in_memory)
+    eval_rows = InstanceRows(load_rows(recipe, recipe.eval_split), recipe.in_memory, boxes_alone)
     train_rows: InstanceRows
     if recipe.streaming:
-        train_rows = StreamedInstanceRows(load_stream(recipe, recipe.train_split))
+        train_rows = StreamedInstanceRows(load_stream(recipe, recipe.train_split), boxes_alone)
     else:
-        train_rows = InstanceRows(load_rows(recipe, recipe.train_split), recipe.in_memory)
+        train_rows = InstanceRows(load_rows(recipe, recipe.train_split), recipe.in_memory, boxes_alone)
     if train_rows.class_names != eval_rows.class_names:
         raise RecipeError(f"The splits {recipe.train_split!r} and {recipe.eval_split!r} have different classes.")
     return train_rows, eval_rows

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..coco_annotations_ait import annotation_mask
 from ..visualization import draw_instances
-from .instance_data import InstanceRows
+from .instance_data import InstanceRows, has_mask
 
 MIN_SCORE = 0.3
 WIDTH = 480  # pixels of one overlay
@@ -50,7 +50,7 @@ def _overlay(rows: InstanceRows, index: int, entries: Sequence[dict[str, Any]], 
     labels = [rows.class_names[entry["category_id"]] for entry in entries]
     scores = [entry["score"] for entry in entries] if scored else None
     where = f"row {index}"
-    if all("segmentation" in entry for entry in entries):
+    if all(map(has_mask, entries)):
         masks = [annotation_mask(entry, (image.height, image.width), where) for entry in entries]
         shown = [np.array(Image.fromarray(mask.numpy()).resize(size)) for mask in masks]
         drawn = draw_instances(image.resize(size), labels, scores, masks=shown)

@@ -1,5 +1,6 @@
 """Training of the task-solver for detection and instance segmentation."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..configuration_dense_tasks import OBJECT_TASKS, dense_task
 from ..data.augmentation_instance import instance_training_transform
 from ..image_processing_ait_instance import AiTInstanceImageProcessor
 from ..modeling_ait import AiTForDenseAndInstancePrediction
+from .finetuning import complete_model
 from .initialization import build_task_solver
 from .instance_data import NUCLEUS_SEED, InstanceRows, evaluate_objects, load_instance_rows
 from .instance_panel import instance_panel
@@ -225,10 +227,11 @@ def train_instance(recipe: InstanceRecipe) -> Path:
         RecipeError: the recipe does not fit the model, the data or the processes.
         FileExistsError: the run's folder is in use.
     """
-    task = recipe_task(recipe.model)
+    whole = replace(recipe, model=complete_model(recipe.model))
+    task = recipe_task(whole.model)
     accelerator = make_accelerator(recipe.run)
     with accelerator.main_process_first():
-        train_rows, eval_rows = load_instance_rows(recipe.data)
+        train_rows, eval_rows = load_instance_rows(recipe.data, boxes_alone=task != INSTANCE_TASK)
     set_seed(recipe.run.seed)
-    model = build_instance_model(recipe.model, train_rows.class_names)
-    return train(InstanceTask(model, task, train_rows, eval_rows, recipe), recipe, accelerator)
+    model = build_instance_model(whole.model, train_rows.class_names)
+    return train(InstanceTask(model, task, train_rows, eval_rows, whole), recipe, accelerator)

@@ -105,6 +105,8 @@ def check_joint_tasks(recipe: JointRecipe) -> None:
     Raises:
         RecipeError: it does not.
     """
+    if recipe.model.finetune is not None:
+        raise RecipeError("model.finetune is not for joint training; describe the model, and set initialize_from.")
     tasks = list(recipe.model.config.get("tasks") or [])
     objects = [task for task in tasks if task in OBJECT_TASKS]
     if not objects or len(objects) == len(tasks):

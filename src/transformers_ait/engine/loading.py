@@ -1,5 +1,6 @@
 """Splits of a recipe's dataset: as rows on disk, as a stream, or the first rows of a stream."""
 
+import re
 from itertools import islice
 from typing import Any
 
@@ -45,5 +46,8 @@ def _load(recipe: DataRecipe, split: str, streaming: bool = False) -> Any:
         return datasets.load_dataset(recipe.dataset, split=split, streaming=streaming, **options)
     except (ValueError, TypeError, OSError, DatasetsError) as error:
         # Where rows are made, `datasets` wraps what went wrong.
-        reason = error.__cause__ or error if isinstance(error, DatasetsError) else error
+        reason = str(error.__cause__ or error if isinstance(error, DatasetsError) else error)
+        unknown = re.search(r"unexpected keyword argument '(\w+)'|doesn't have a '(\w+)' key", reason)
+        if unknown:
+            reason = f"data.options.{unknown[1] or unknown[2]} is no option of it; leave it out"
         raise RecipeError(f"data.dataset {recipe.dataset!r}, split {split!r}, cannot be loaded: {reason}") from error

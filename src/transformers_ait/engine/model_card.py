@@ -29,7 +29,7 @@ _SCRIPTS = {
     "InstanceRecipe": "run_instance.py",
     "JointRecipe": "run_joint.py",
 }
-_STARTS = ("backbone_weights", "initialize_from", "depth_tokenizer", "mask_tokenizer")
+_STARTS = ("backbone_weights", "initialize_from", "finetune", "depth_tokenizer", "mask_tokenizer")
 _SECTIONS = ("data", "instance_data", "depth_data")
 _PAPER = '"All in Tokens", [arXiv 2301.02229](https://arxiv.org/abs/2301.02229)'
 

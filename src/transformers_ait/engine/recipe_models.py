@@ -93,7 +93,11 @@ class SolverModelRecipe:
     Args:
         config: fields of `AiTConfig`.
         backbone_weights: pretrained weights of a timm backbone, a file or `package:NAME`; None starts at random.
-        initialize_from: folder of an earlier run to start from.
+        initialize_from: folder of an earlier run to start from. Its tokenizers serve the tasks that the recipe names
+            none for.
+        finetune: folder of a trained task-solver to go on with, in place of `initialize_from`: all its weights, its
+            configuration, of which `config` changes fields or takes some of the `tasks`, its tokenizers, and the mean
+            and standard deviation of its image processor. Not for joint training.
         image_mean: mean of each channel that the backbone expects.
         image_std: standard deviation likewise.
     """
@@ -101,8 +105,16 @@ class SolverModelRecipe:
     config: dict[str, Any] = field(default_factory=dict)
     backbone_weights: str | None = None
     initialize_from: str | None = None
+    finetune: str | None = None
     image_mean: list[float | int] | None = None
     image_std: list[float | int] | None = None
+
+    def validate_start(self) -> None:
+        """A trained model starts from all of its own weights."""
+        others = ("initialize_from", "backbone_weights", "align_positions", "plain")
+        given = [name for name in others if getattr(self, name, None)]
+        if self.finetune is not None and given:
+            raise ValueError(f"finetune goes on with a whole trained model: leave {given} out")
 
     def validate_normalization(self) -> None:
         """Mean and standard deviation come together, one value per channel."""

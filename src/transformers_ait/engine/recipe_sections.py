@@ -22,8 +22,8 @@ class DataRecipe:
         eval_batch: rows per forward pass and process in evaluation.
         train_columns: first and last column (exclusive) of pixels of training maps and their images; None is all. NYUv2
             has a border outside 41..601.
-        train_size: height and width that training images and maps are resized to once, as the image processor resizes
-            what it is given; None leaves them as they are.
+        train_size: height and width that training images and maps are resized to once, or their shorter edge, as the
+            image processor resizes what it is given; None leaves them as they are.
         in_memory: keep decoded rows in memory; they are decoded once.
         num_workers: data-loading processes per training process.
         streaming: read training data in order, without a copy on disk; needs `run.steps` and `eval_limit`.
@@ -38,7 +38,7 @@ class DataRecipe:
     eval_limit: int | None = None
     eval_batch: int = 8
     train_columns: list[int] | None = None
-    train_size: list[int] | None = None
+    train_size: list[int] | int | None = None
     in_memory: bool = False
     num_workers: int = 0
     streaming: bool = False
@@ -50,13 +50,16 @@ class DataRecipe:
             raise ValueError("streaming needs eval_limit, the number of rows to evaluate on")
 
     def validate_size(self) -> None:
-        """A size is two positive numbers of pixels, columns are two in increasing order."""
+        """A size is one or two positive numbers of pixels, columns are two in increasing order."""
         if self.train_columns is not None and (
             len(self.train_columns) != 2 or not 0 <= self.train_columns[0] < self.train_columns[1]
         ):
             raise ValueError(f"train_columns must be a first and a last column in pixels, got {self.train_columns}")
-        if self.train_size is not None and (len(self.train_size) != 2 or min(self.train_size) < 1):
-            raise ValueError(f"train_size must be a height and a width in pixels, got {self.train_size}")
+        sides = [self.train_size] * 2 if isinstance(self.train_size, int) else self.train_size
+        if sides is not None and (len(sides) != 2 or min(sides) < 1):
+            raise ValueError(
+                f"train_size must be a height and a width, or a shorter edge, in pixels, got {self.train_size}"
+            )
 
     def validate_counts(self) -> None:
         """Batches and limits hold at least one row."""

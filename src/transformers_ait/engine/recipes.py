@@ -3,7 +3,8 @@
     training/run_depth.py training/recipes/tiny-rooms-depth.yaml --optim.lr 5e-4 --model.config.parallel true
 
 Unknown keys and wrong types are errors that name the key and the file; they are found before anything is written.
-A value that starts with ??? has to come from the command line; what follows the marks says what to give.
+A value that starts with ??? has to come from the command line; what follows the marks says what to give. Where the
+command line names another dataset, the file's keys that describe its own (`DATASET_KEYS`) do not hold for it.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 Recipe = TypeVar("Recipe")
 Config = TypeVar("Config", bound=PreTrainedConfig)
 MISSING_VALUE = "???"
+DATASET_KEYS = ("options", "columns", "train_columns", "train_split", "eval_split")
 
 
 class RecipeError(ValueError):
@@ -56,12 +58,14 @@ def load_recipe(recipe_class: type[Recipe], arguments: Sequence[str]) -> Recipe:
         )
     _check_keys(recipe_class, values, str(path))
     overrides = _parse_overrides(arguments[1:])
+    given: dict[str, Any] = {}
     for key, value in overrides:
         override: Any = value
         for part in reversed(key.split(".")):
             override = {part: override}
         _check_keys(recipe_class, override, "the command line")
-        values = _merge(values, override)
+        given = _merge(given, override)
+    values = _merge(_without_other_datasets(values, given), given)
     _require_values(values, str(path))
     return build_recipe(recipe_class, values, f"{path} with the command line's overrides" if overrides else str(path))
 
@@ -105,7 +109,7 @@ def build_config(config_class: type[Config], values: Mapping[str, Any], source: 
         RecipeError: a key does not exist, or a value has the wrong type or is not allowed.
     """
     config = _instantiate(config_class, dict(values), source, "model.config")
-    _check_config_keys(config, values, source, "model.config")
+    check_config_keys(config, values, source, "model.config")
     return config
 
 
@@ -173,6 +177,18 @@ def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
+def _without_other_datasets(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's values without the keys of datasets that the command line replaces."""
+    kept = dict(values)
+    for name, section in values.items():
+        override = given.get(name)
+        if not isinstance(section, Mapping) or not isinstance(override, Mapping) or "dataset" not in section:
+            continue
+        if override.get("dataset", section["dataset"]) != section["dataset"]:
+            kept[name] = {key: value for key, value in section.items() if key not in DATASET_KEYS}
+    return kept
+
+
 def _require_values(values: Mapping[str, Any], source: str, path: str = "") -> None:
     """Raise at the first value that the command line should have given."""
     for name, value in values.items():
@@ -196,7 +212,15 @@ def _check_keys(recipe_class: type, values: Any, source: str, path: str = "") ->
             _check_keys(entries[name], value, source, f"{path}.{name}" if path else str(name))  # type: ignore[arg-type]
 
 
-def _check_config_keys(config: PreTrainedConfig, values: Mapping[str, Any], source: str, path: str) -> None:
+def check_config_keys(config: PreTrainedConfig, values: Mapping[str, Any], source: str, path: str) -> None:
+    """Raise a RecipeError at the first key of nested dictionaries that a configuration does not have.
+
+    Args:
+        config: made from `values`.
+        values: fields of it.
+        source: what to call the origin of the values in errors.
+        path: dotted key of `values` in the whole recipe.
+    """
     fields = [entry.name for entry in dataclasses.fields(config)]
     # Some configurations keep a field private and take it through a property, as timm's out_indices.
     known = [
@@ -208,12 +232,12 @@ def _check_config_keys(config: PreTrainedConfig, values: Mapping[str, Any], sour
             raise _unknown_key(name, path, known, source)
         sub_config = getattr(config, name)
         if isinstance(value, Mapping) and isinstance(sub_config, PreTrainedConfig):
-            _check_config_keys(sub_config, value, source, f"{path}.{name}")
+            check_config_keys(sub_config, value, source, f"{path}.{name}")
     for place, entry in enumerate(values.get("dense_tasks") or []):
         tokenizer = entry.get("tokenizer_config")
         if isinstance(tokenizer, Mapping):
             key = f"{path}.dense_tasks.{place}.tokenizer_config"
-            _check_config_keys(config.dense[entry["name"]].tokenizer_config, tokenizer, source, key)
+            check_config_keys(config.dense[entry["name"]].tokenizer_config, tokenizer, source, key)
 
 
 def _unknown_key(name: str, path: str, known: list[str], source: str) -> RecipeError:

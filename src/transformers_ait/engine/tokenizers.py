@@ -1,6 +1,6 @@
 """Folders of trained models that a recipe names, and the tokenizers that a task-solver is built around."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def load_tokenizer(path: str, key: str, task: str) -> PreTrainedModel:
     if model_type in VQVAE:
         return AiTVQVAEModel.from_pretrained(folder)
     model = AiTForDenseAndInstancePrediction.from_pretrained(folder)
-    if task not in {*model.config.dense, *model.config.object_tasks} & {*model.config.dense, INSTANCE_TASK}:
+    if task not in _with_tokenizer(model.config):
         raise RecipeError(
             f"{key} {folder} is a task-solver for {list(model.config.tasks)}, which has no tokenizer of {task!r}; name "
             "a trained VQ-VAE."
@@ -77,8 +77,31 @@ def tokenizer_folders(recipe: Any) -> dict[str, str]:
     return {task: folder for task, folder in old.items() if folder is not None} | getattr(recipe, "tokenizers", {})
 
 
+def _lent_tokenizers(values: Mapping[str, Any], recipe: Any, tasks: Sequence[str]) -> dict[str, PreTrainedModel]:
+    """Tokenizers that the model which a recipe starts from has for some tasks, where the recipe describes no bins."""
+    folder, bins = getattr(recipe, "initialize_from", None), AiTBinTokenizerConfig.model_type
+    needed = [task for task in tasks if _tokenizer_fields(values, task)[0].get("model_type") != bins]
+    # A folder that is missing is named later, a tokenizer that is missing too comes first.
+    if not needed or folder is None or not (Path(folder) / "config.json").is_file():
+        return {}
+    require_model(folder, "model.initialize_from", SOLVER)
+    config = AiTConfig.from_pretrained(folder)
+    lent = [] if config.initialization_only else [task for task in needed if task in _with_tokenizer(config)]
+    if not lent:
+        return {}
+    model = AiTForDenseAndInstancePrediction.from_pretrained(folder)
+    return {task: model.tokenizer(task) for task in lent}
+
+
+def _with_tokenizer(config: Any) -> set[str]:
+    """Tasks of a task-solver that have a tokenizer."""
+    return {*config.dense, *config.object_tasks} & {*config.dense, INSTANCE_TASK}
+
+
 def with_tokenizers(values: Mapping[str, Any], recipe: Any) -> tuple[dict[str, Any], dict[str, PreTrainedModel]]:
     """Fields of `AiTConfig` that agree with the trained tokenizers which a recipe names, and these by task.
+
+    A task without one takes that of the model which the recipe starts from, where it has one.
 
     Args:
         values: the recipe's fields.
@@ -94,13 +117,17 @@ def with_tokenizers(values: Mapping[str, Any], recipe: Any) -> tuple[dict[str, A
             f"{_key(recipe, task)} is for the task {task}, but the tasks of model.config that have a tokenizer are "
             f"{list(kinds)}; leave it out."
         )
-    tokenizers = {}
+    tokenizers = _lent_tokenizers(values, recipe, [task for task in kinds if task not in folders])
     for task in kinds:
-        if task not in folders:
-            _require_bins(values, task, _key(recipe, task))
+        key = _key(recipe, task)
+        if task in folders:
+            tokenizers[task] = load_tokenizer(folders[task], key, task)
+        elif task in tokenizers:
+            key = "model.initialize_from"
+        else:
+            _require_bins(values, task, key)
             continue
-        tokenizers[task] = load_tokenizer(folders[task], _key(recipe, task), task)
-        values = with_tokenizer(values, task, tokenizers[task].config, _key(recipe, task))
+        values = with_tokenizer(values, task, tokenizers[task].config, key)
     return values, tokenizers
 
 
