@@ -228,7 +228,7 @@ def test_videos_that_do_not_fit(video, message):
 def test_lengths_must_be_those_of_the_videos():
     processor = HourglassPoseProcessor(num_frames=9)
     output = type("Output", (), {"poses": torch.zeros(4, 9, 17, 3)})
-    with pytest.raises(ValueError, match=r"num_frames \[9\] make 2 windows, but outputs hold 4"):
+    with pytest.raises(ValueError, match=r"num_frames \[9\] make 2 windows, but there are poses of 4"):
         processor.post_process_poses(output, 9)
 
 

@@ -99,7 +99,7 @@ class HourglassPoseProcessor(FeatureExtractionMixin):
             raise ValueError(
                 f"image_size must be one (height, width) or one per video, {len(videos)}, got {len(sizes)}."
             )
-        prepared = [self._prepare(video, size) for video, size in zip(videos, sizes, strict=True)]
+        prepared = [self.prepare(video, size) for video, size in zip(videos, sizes, strict=True)]
         if self.do_flip:
             prepared += [self.mirror(video) for video in prepared]
         windows = torch.cat([video[self._frames(len(video))] for video in prepared])
@@ -140,14 +140,22 @@ class HourglassPoseProcessor(FeatureExtractionMixin):
         Raises:
             ValueError: the poses are not those of such videos.
         """
-        poses = outputs.poses.detach().float().cpu()
         lengths = [num_frames] if isinstance(num_frames, int) else [*num_frames]
+        return self.merge(outputs.poses.detach().float().cpu(), lengths)
+
+    def merge(self, poses: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        """`post_process_poses` of the poses alone.
+
+        Args:
+            poses: (windows, F, J, 3), or (windows, 1, J, 3) of the output "frame".
+            lengths: T of every video.
+        """
         frames = [self._frames(length) for length in lengths]
         counts = [len(numbers) for numbers in frames] * (2 if self.do_flip else 1)
         if sum(counts) != len(poses):
             raise ValueError(
-                f"num_frames {lengths} make {sum(counts)} windows, but outputs hold {len(poses)}; give the lengths of "
-                "the videos as the processor took them."
+                f"num_frames {lengths} make {sum(counts)} windows, but there are poses of {len(poses)}; give the "
+                "lengths of the videos as the processor took them."
             )
         parts = poses.split(counts)
         merged = [
@@ -159,8 +167,16 @@ class HourglassPoseProcessor(FeatureExtractionMixin):
             merged = [(one + self.mirror(other)) / 2 for one, other in zip(straight, mirrored, strict=True)]
         return [video - video[:, self.root_joint : self.root_joint + 1] for video in merged]
 
-    def _prepare(self, keypoints: Keypoints, image_size: tuple[int, int] | None) -> Tensor:
-        """One video, checked, filled and normalised, (T, J, channels) float32."""
+    def prepare(self, keypoints: Keypoints, image_size: tuple[int, int] | None = None) -> Tensor:
+        """One video, checked, its gaps filled, and normalised.
+
+        Args:
+            keypoints: (T, J, 2 or 3), see the call.
+            image_size: (height, width) in pixels; None where they are normalised already.
+
+        Returns:
+            (T, J, channels) float32.
+        """
         x = torch.as_tensor(np.asarray(keypoints), dtype=torch.float32)
         if x.ndim != 3 or len(x) == 0 or x.shape[1:] != (self.num_joints, self.input_size):
             raise ValueError(
@@ -192,6 +208,11 @@ class HourglassPoseProcessor(FeatureExtractionMixin):
         return total / torch.bincount(numbers, minlength=length)[:, None, None]
 
 
+def never_seen(keypoints: Tensor) -> list[int]:
+    """Joints of (T, J, 2 or 3) that are NaN in every frame."""
+    return keypoints[..., :2].isnan().any(-1).all(0).nonzero().flatten().tolist()
+
+
 def filled(keypoints: Tensor) -> Tensor:
     """Joints with NaN frames filled in linearly over time, the nearest seen frame past the ends.
 
@@ -202,8 +223,7 @@ def filled(keypoints: Tensor) -> Tensor:
         ValueError: a joint is NaN in every frame.
     """
     missing = keypoints[..., :2].isnan().any(-1)
-    never = missing.all(0).nonzero().flatten().tolist()
-    if never:
+    if never := never_seen(keypoints):
         raise ValueError(f"keypoints of joints {never} are NaN in all {len(keypoints)} frames; leave this video out.")
     if not keypoints.isnan().any():
         return keypoints
