@@ -1,11 +1,13 @@
 """The hourglass around trained image backbones: nothing lost where nothing is pruned, biases gathered, clear errors."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import (
     AutoBackbone,
+    AutoModelForDepthEstimation,
     DeiTConfig,
     DeiTModel,
     Dinov2Config,
@@ -127,6 +129,20 @@ def test_swin_tokens_see_the_biases_of_their_places():
             assert (some[sample] - expected).abs().max() < 1e-3
         # A bias of other places would be seen.
         assert (attention.forward_tokens(gather_tokens(x, kept), kept.flip(0)) - some).abs().max() > 1e-3
+
+
+def test_the_encoder_of_a_model_with_a_convolutional_backbone():
+    folder = Path(__file__).parents[1] / "hub_configs" / "ait-lite-nyu"
+    model = AutoModelForDepthEstimation.from_pretrained(folder).eval()
+    pixels = torch.rand(1, 3, 240, 240, generator=torch.Generator().manual_seed(0))
+    whole, counts = model.generate(pixels, "depth").predicted_depth, []
+    model.model.encoder.blocks[1].register_forward_pre_hook(lambda module, inputs: counts.append(inputs[0].shape[1]))
+    handle = add_hourglass(model, 0, (8, 8))
+    pruned = model.generate(pixels, "depth").predicted_depth
+    handle.remove()
+    assert torch.equal(model.generate(pixels, "depth").predicted_depth, whole)
+    assert counts == [64, 225]
+    assert 0 < ((pruned - whole).abs() / whole).mean() < 0.2
 
 
 def test_swin_recovers_before_the_last_blocks():

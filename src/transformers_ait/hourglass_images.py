@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from .hourglass import Hourglass
 from .modeling_ait_swinv2 import AiTSwinV2Backbone, AiTSwinV2Block, Workspace
+from .modeling_token_decoder import AiTEncoder
 from .token_pruning import Pruned
 from .token_recovery import NearestRecovery, SimilarityRecovery
 
@@ -48,8 +49,9 @@ def add_hourglass(
     """Let a trained model run with fewer tokens in the middle of its blocks; its weights and their names stay.
 
     It works on transformers' ViT-like models (ViT, DeiT, DINOv2 and whatever holds one list of blocks from tokens
-    (B, N, C) to tokens) and on one stage of `AiTSwinV2Backbone`, alone or in an AiT model, where the stage's map must
-    be one window. Deviations from the whole model depend on it and on `kept`: measure them.
+    (B, N, C) to tokens), on one stage of `AiTSwinV2Backbone`, alone or in an AiT model, where the stage's map must be
+    one window, and on the encoder of AiT models with a convolutional backbone, which has no
+    tokens. Deviations from the whole model depend on it and on `kept`: measure them.
 
     Args:
         model: changed in place until the handle's `remove`.
@@ -177,16 +179,20 @@ def _wrap_vit(
     selection: str,
     recovery: str,
 ) -> HourglassHandle:
-    blocks, config = _find_blocks(model), model.config
+    encoder = next((module for module in model.modules() if isinstance(module, AiTEncoder)), None)
+    grid = None if encoder is None else (encoder.grid_size, encoder.grid_size)
+    blocks: Any = _find_blocks(model) if encoder is None else encoder.blocks
     until = _checked_until(before, until, len(blocks))
-    _check_features(model, before, until)
+    if encoder is None:
+        _check_features(model, before, until)
     if any(getattr(block, "_hourglass", False) for block in blocks):
         raise ValueError("the model has an hourglass already; call its handle's remove() first.")
-    prefix = _prefix_of(config) if num_prefix is None else num_prefix
+    default = _prefix_of(model.config) if encoder is None else 0
+    prefix = default if num_prefix is None else num_prefix
     _hourglass(0, kept, selection, (10**6, 10**6), prefix)  # what does not go together is said now
-    hooks = _VitHooks(config, kept, selection, recovery, prefix)
+    hooks = _BlockHooks(kept, selection, recovery, prefix, grid)
     handles = [
-        model.register_forward_pre_hook(hooks.note_grid, with_kwargs=True),
+        *([] if grid else [model.register_forward_pre_hook(hooks.note_grid, with_kwargs=True)]),
         blocks[before].register_forward_pre_hook(hooks.prune, with_kwargs=True),
         blocks[until - 1].register_forward_hook(hooks.recover, prepend=True),  # before those that note hidden states
     ]
@@ -195,18 +201,26 @@ def _wrap_vit(
     return HourglassHandle([*(handle.remove for handle in handles), lambda: setattr(first, "_hourglass", False)])
 
 
-class _VitHooks:
+class _BlockHooks:
     """Pruning before one block and recovery after another; what lies between belongs to the thread's forward pass."""
 
-    def __init__(self, config: Any, kept: int | Sequence[int], selection: str, recovery: str, num_prefix: int):
-        self.config, self.kept, self.selection = config, kept, selection
-        self.recovery, self.num_prefix = recovery, num_prefix
+    def __init__(
+        self,
+        kept: int | Sequence[int],
+        selection: str,
+        recovery: str,
+        num_prefix: int,
+        grid: tuple[int, int] | None,
+    ):
+        self.kept, self.selection, self.recovery, self.num_prefix = kept, selection, recovery, num_prefix
+        self.grid = grid
         self._pass = threading.local()
 
     def note_grid(self, model: nn.Module, arguments: tuple, named: dict[str, Any]) -> None:
         """Rows and columns of patches of the images that come in."""
         images = arguments[0] if arguments else named.get("pixel_values")
-        patch = self.config.patch_size
+        config: Any = model.config
+        patch = config.patch_size
         sides = (patch, patch) if isinstance(patch, int) else patch
         self._pass.grid = tuple(size // side for size, side in zip(images.shape[-2:], sides, strict=True))  # type: ignore[union-attr]
 
@@ -218,7 +232,7 @@ class _VitHooks:
                 f"the blocks take {unknown or 'a mask'} beside the tokens, which pruning does not gather; use "
                 "Hourglass with `per_token` around them."
             )
-        tokens, grid = arguments[0], self._pass.grid
+        tokens, grid = arguments[0], self._grid()
         if tokens.shape[1] != self.num_prefix + grid[0] * grid[1]:
             raise ValueError(
                 f"images of {grid[0]} x {grid[1]} patches and num_prefix={self.num_prefix} do not make the "
@@ -232,9 +246,13 @@ class _VitHooks:
         """All tokens, in place of a block's output."""
         is_tuple = isinstance(output, tuple)
         tokens = output[0] if is_tuple else output
-        tokens = _recovered(tokens, self._pass.pruned, self.recovery, self._pass.grid, self.num_prefix)
+        tokens = _recovered(tokens, self._pass.pruned, self.recovery, self._grid(), self.num_prefix)
         self._pass.pruned = None
         return (tokens, *output[1:]) if is_tuple else tokens
+
+    def _grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens behind the prefix."""
+        return self.grid or self._pass.grid
 
 
 def _find_blocks(model: PreTrainedModel) -> nn.ModuleList:
