@@ -150,3 +150,15 @@ def test_an_empty_set_of_videos_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers_ait.engine.pose_training.never_seen", lambda x: [0])
     with pytest.raises(RecipeError, match="it has no video to learn from"):
         train_pose(recipe(tmp_path))
+
+
+def test_the_shipped_checkpoint_lifts_new_people(tmp_path):
+    """Far better than the mean pose, and no better than chance on videos of other people."""
+    folder = Path(__file__).parents[1] / "hub_configs" / "hourglass-pose-tiny"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 4e6
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoFeatureExtractor.from_pretrained(folder)
+    source = recipe(tmp_path, data__options={"num_train": 1, "num_validation": 8, "num_frames": 100})
+    _, videos = load_videos(source, processor)
+    assert evaluate_poses(model, videos)["mpjpe"] < 90
+    videos.joints = videos.joints[1:] + videos.joints[:1]
+    assert evaluate_poses(model, videos)["mpjpe"] > 150
