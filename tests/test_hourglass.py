@@ -155,9 +155,11 @@ def test_blocks_see_kept_tokens_and_their_terms():
 
 
 def test_prefix_and_wanted_token_stay_in_a_pyramid():
-    x = random_tokens(2, 1 + 12, 4)
+    x = random_tokens(40, 1 + 12, 4)
     tokens, pruned = Hourglass([0, 1], [6, 2], always=7, num_prefix=1, table_size=4)(x, [torch.nn.Identity()] * 2)
-    assert tokens.shape == (2, 3, 4)
+    assert tokens.shape == (40, 3, 4)
+    # Among the six that are left first, the wanted one has another place in every sample.
+    assert len({sample.index(7) for sample in select_by_density(x[:, 1:], 6, always=7).tolist()}) > 1
     assert (pruned.kept[:, 0] == 0).all() and (pruned.kept == 8).any(1).all()
 
 

@@ -162,3 +162,14 @@ def test_the_shipped_checkpoint_lifts_new_people(tmp_path):
     assert evaluate_poses(model, videos)["mpjpe"] < 90
     videos.joints = videos.joints[1:] + videos.joints[:1]
     assert evaluate_poses(model, videos)["mpjpe"] > 150
+
+
+def test_the_rate_falls_with_every_epoch(tmp_path):
+    source = recipe(tmp_path, epoch_decay=0.5, training__max_steps=12, training__logging_steps=1)
+    train_pose(source)
+    (state,) = (tmp_path / "run" / "checkpoints").glob("checkpoint-12/trainer_state.json")
+    rates = [entry["learning_rate"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
+    videos, _ = load_videos(source, HourglassPoseProcessor(num_frames=9))
+    per_epoch = -(-len(PoseWindows(videos, 9)) // 4)
+    assert rates == pytest.approx([1e-3 * 0.5 ** (step // per_epoch) for step in range(12)])
+    assert per_epoch < 12

@@ -104,9 +104,9 @@ class Hourglass(nn.Module):
 
     def _prune(self, x: Tensor, step: int, earlier: Pruned | None) -> tuple[Tensor, Pruned]:
         features = (x.flatten(2, -2).mean(2) if x.ndim > 3 else x)[:, self.num_prefix :]
-        always = self.always
-        if earlier is not None and always is not None:  # where it stands among those that are left
-            always = int((earlier.kept[0] == always + self.num_prefix).nonzero()) - self.num_prefix
+        always: int | Tensor | None = self.always
+        if earlier is not None and always is not None:  # where it stands among those that are left of each sample
+            always = (earlier.kept == always + self.num_prefix).int().argmax(1) - self.num_prefix
         index, centroids = self._select(features, self.kept[step], always)
         prefix = torch.arange(self.num_prefix, device=x.device).expand(len(x), -1)
         index = torch.cat([prefix, index + self.num_prefix], dim=1)
@@ -120,12 +120,14 @@ class Hourglass(nn.Module):
             kept = kept + table.view(1, table.shape[1], *[1] * (x.ndim - 3), table.shape[2])
         return kept, pruned
 
-    def _select(self, features: Tensor, kept: Any, always: int | None) -> tuple[Tensor, Tensor | None]:
+    def _select(self, features: Tensor, kept: Any, always: int | Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Numbers of the kept tokens, and centroids where those take their place."""
         if self.selection == "density":
             return select_by_density(features, kept, always), None
         if self.selection == "uniform":
-            return select_uniform(features, kept, always), None
+            # Even places are the same in all samples, and so is that of the wanted token among them.
+            place = int(always[0]) if isinstance(always, Tensor) else always
+            return select_uniform(features, kept, place), None
         if self.selection == "cell":
             return select_by_cell(features, self.grid or (), kept), None
         centroids, middle = cluster_centroids(features, self.grid or (), kept)

@@ -59,7 +59,7 @@ def _check_count(num_kept: int, num_tokens: int, always: int | None) -> None:
 
 @torch.no_grad()
 def select_by_density(
-    tokens: Tensor, num_kept: int, always: int | None = None, num_neighbours: int = NUM_NEIGHBOURS
+    tokens: Tensor, num_kept: int, always: int | Tensor | None = None, num_neighbours: int = NUM_NEIGHBOURS
 ) -> Tensor:
     """Token pruning cluster: density peaks that are far from denser tokens (section 3.2, after DPC-kNN).
 
@@ -68,8 +68,8 @@ def select_by_density(
     Args:
         tokens: (B, N, C).
         num_kept: k, how many to keep.
-        always: number of a token that is kept in any case, as the middle frame of sequence-to-frame models; its score
-            is taken out of the choice of the others.
+        always: number of a token that is kept in any case, as the middle frame of sequence-to-frame models, or (B,)
+            int64 numbers of one per sample; its score is taken out of the choice of the others.
         num_neighbours: how many nearest tokens, itself included, make a token's density.
 
     Returns:
@@ -79,7 +79,7 @@ def select_by_density(
         ValueError: k is not in 1..N, or `always` or `num_neighbours` are not.
     """
     num_tokens = tokens.shape[1]
-    _check_count(num_kept, num_tokens, always)
+    _check_count(num_kept, num_tokens, None if isinstance(always, Tensor) else always)
     _check_count(num_neighbours, num_tokens, None)
     x = tokens.float()
     distances = torch.cdist(x, x) / x.shape[-1] ** 0.5
@@ -90,10 +90,11 @@ def select_by_density(
     return _best(score, num_kept, always)
 
 
-def _best(score: Tensor, num_kept: int, always: int | None) -> Tensor:
+def _best(score: Tensor, num_kept: int, always: int | Tensor | None) -> Tensor:
     """Numbers (B, k) of the highest scores (B, N), increasing, with `always` among them."""
     if always is not None:
-        score = score.index_fill(1, torch.tensor([always], device=score.device), torch.inf)
+        place = torch.as_tensor(always, device=score.device).expand(len(score))[:, None]
+        score = score.scatter(1, place, torch.inf)
     return score.sort(dim=1, descending=True, stable=True).indices[:, :num_kept].sort(dim=1).values
 
 

@@ -175,7 +175,9 @@ class PoseTrainer(Trainer):
         """The published decay, or what the arguments say."""
         if self.epoch_decay is None:
             return super().create_scheduler(num_training_steps, optimizer)
-        per_epoch = max(math.ceil(num_training_steps / max(self.args.num_train_epochs, 1)), 1)
+        samples: Any = self.train_dataset
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        per_epoch = math.ceil(len(samples) / batch)
         rate = self.epoch_decay
         target: Any = optimizer or self.optimizer
         schedule = torch.optim.lr_scheduler.LambdaLR(target, lambda step: rate ** (step // per_epoch))
