@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForDepthEstimation, pipeline
 
 from transformers_ait import (
+    AiTDenseImageProcessor,
     AiTDepthImageProcessor,
     AiTForDenseAndInstancePrediction,
     AiTInstanceImageProcessor,
@@ -18,7 +19,14 @@ from transformers_ait.coco_annotations_ait import encode_masks
 from transformers_ait.data import NYU40_CLASSES, SYNTHETIC_ROOMS_CLASSES, render_room
 from transformers_ait.engine.dense_data import DenseRows
 from transformers_ait.map_kinds_ait import MAP_KINDS
-from transformers_ait.metrics import MAP_METRICS, NYU_EVAL_CROP, coco_metrics, depth_metrics
+from transformers_ait.metrics import (
+    MAP_METRICS,
+    NYU_EVAL_CROP,
+    coco_metrics,
+    depth_metrics,
+    normals_metrics,
+    segmentation_metrics,
+)
 
 MEGABYTE = 1_000_000
 FIRST_TEST_ROOM = 2_000_000_000
@@ -52,10 +60,12 @@ def furnished():
 
 
 @pytest.mark.parametrize(
-    "name, limit", [("ait-tiny-rooms-depth", 12), ("ait-tiny-rooms-instance", 12), ("ait-lite-nyu", 20)]
+    "name, limit",
+    [("ait-tiny-rooms", 12), ("ait-tiny-rooms-depth", 12), ("ait-tiny-rooms-instance", 12), ("ait-lite-nyu", 20)],
 )
 def test_size(repository, name, limit):
-    assert sum(file.stat().st_size for file in (repository / "hub_configs" / name).iterdir()) <= limit * MEGABYTE
+    files = [path for path in (repository / "hub_configs" / name).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= limit * MEGABYTE
 
 
 def test_every_auto_class(folder):
@@ -197,3 +207,38 @@ def test_photograph_model_serves_both_pipelines(repository):
     assert pipeline("depth-estimation", model=folder)(image)["predicted_depth"].shape == (240, 320)
     segments = pipeline("image-segmentation", model=folder, subtask="semantic")(image)
     assert {segment["label"] for segment in segments} <= set(NYU40_CLASSES)
+
+
+@pytest.fixture(scope="module")
+def every_task_folder(repository):
+    return repository / "hub_configs" / "ait-tiny-rooms"
+
+
+def dense_figures(folder, images, rooms):
+    """Depth RMSE, mean angle and mIoU of one model, all from one pass."""
+    processor = AiTDenseImageProcessor.from_pretrained(folder / "normals")
+    model = AiTForDenseAndInstancePrediction.from_pretrained(folder).eval()
+    outputs = model(processor(images, return_tensors="pt")["pixel_values"], task=["depth", "normals", "semantic"])
+    maps = processor.post_process_dense(outputs, [(128, 160)] * len(rooms))
+    depth = np.mean([depth_metrics(m["depth"], r.depth)["rmse"] for m, r in zip(maps, rooms, strict=True)])
+    normals = torch.stack([torch.from_numpy(room.normals).permute(2, 0, 1) for room in rooms])
+    semantic = torch.stack([torch.from_numpy(room.semantic).long() for room in rooms])
+    angle = normals_metrics(torch.stack([m["normals"] for m in maps]), normals)["mean_angle"]
+    found = segmentation_metrics(
+        torch.stack([m["semantic"] for m in maps]), semantic, model.config.dense["semantic"].channels
+    )
+    return depth, angle, found["miou"]
+
+
+def test_one_set_of_weights_does_every_task(every_task_folder, rooms, furnished):
+    images = [Image.fromarray(room.image) for room in rooms]
+    depth, angle, miou = dense_figures(every_task_folder, images, rooms)
+    assert depth < 0.75 and angle < 32 and miou > 0.35
+    depth, angle, miou = dense_figures(every_task_folder, images[1:] + images[:1], rooms)
+    assert depth > 0.75 and angle > 32 and miou < 0.35
+    pictures = [Image.fromarray(room.image) for room in furnished]
+    assert (
+        mask_ap50(every_task_folder, pictures, furnished)
+        > 0.2
+        > mask_ap50(every_task_folder, pictures[::-1], furnished)
+    )
