@@ -455,7 +455,8 @@ def test_planted_gradient_shows(loaded):
 
 
 def test_every_golden_of_the_original_is_here():
-    assert set(AUTO_CLASSES) == {path.stem for path in GOLDENS.glob("*.json")} - {"depth_metrics"}
+    of_ait = {path.stem for path in GOLDENS.glob("*.json") if not path.stem.startswith("hourglass")}
+    assert set(AUTO_CLASSES) == of_ait - {"depth_metrics"}
 
 
 def test_some_predicted_masks_can_be_compared():

@@ -348,12 +348,19 @@ def every(folder, enliven):
         tokenizer.decoder.output.bias.data += 3.0 if task == "depth" else 0.0  # metres
         tokenizer.save_pretrained(folder / f"every-{task}")
     values["model"]["tokenizers"] = {task: str(folder / f"every-{task}") for task in kinds}
+    values["model"]["config"] |= {
+        "tasks": [*kinds, "instance", "detection"],
+        "dense_tasks": [
+            {"name": task, "kind": kind, "loss_weight": 0.2, "tokenizer_config": {"tau": 0.8}}
+            for task, kind in {"depth": "depth", "normals": "normals", "semantic": "classes"}.items()
+        ],
+    }
     values["model"] |= {"mask_tokenizer": base["model"]["mask_tokenizer"], "initialize_from": None}
     # Without soft decoding, whose loss of depth is a root over each pass.
     values["model"]["config"]["soft_decode"] = False
     values |= {name: base[name] for name in ("instance_data", "depth_data", "optim")}
     values["mix"] = {"instance": 2, "detection": 1, "depth": 1}
-    values["run"] |= RUN | {"micro_batch": 4}
+    values["run"] |= RUN | {"micro_batch": 4, "ema": None}
     folder = folder / "every"
     folder.mkdir()
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
