@@ -15,10 +15,12 @@ from .converter import convert
 from .parity import ParityError
 from .reverser import reverse
 
+PROGRAM = "python -m transformers_ait.conversion"
 
-def build_parser() -> argparse.ArgumentParser:
-    """Command-line options."""
-    parser = argparse.ArgumentParser(prog="python -m transformers_ait.conversion", description=__doc__.split("\n")[0])
+
+def build_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
+    """Command-line options; `prog` is what the help calls the program."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument(
         "--checkpoint", required=True, help="original file, .pth, .pt, .safetensors or .npz; with --reverse a folder"
     )
@@ -34,9 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Run the command line; returns the exit status, 0 only after parity and a reload."""
-    parser = build_parser()
+    parser = build_parser(prog)
     options = parser.parse_args(arguments)
     if not options.reverse and options.config is None:
         parser.error("--config is required: a name of hub_configs or an original JSON configuration")

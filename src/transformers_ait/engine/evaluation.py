@@ -30,6 +30,7 @@ PACKAGES = ("transformers_ait", "transformers", "accelerate", "datasets", "pycoc
 # Those of COCO's and LVIS's figures that a table shows; files hold all.
 SHOWN_FIGURES = ("AP", "AP50", "AP75", "APr", "APc", "APf")
 KINDS = tuple(PREFIXES.values())
+INSTALLED_AS = ("transformers-ait", "transformers-ait.exe", "__main__.py")
 # The main process computes average precision alone, while the others wait.
 WAIT = timedelta(hours=6)
 
@@ -226,6 +227,12 @@ def describe_environment() -> dict[str, Any]:
     return {"versions": versions, "hardware": hardware}
 
 
+def _command_line(words: Sequence[str]) -> str:
+    """What was typed; of the command `transformers-ait`, Python knows the place of its file instead."""
+    program = ["transformers-ait"] if Path(words[0]).name in INSTALLED_AS else ["python", words[0]]
+    return shlex.join([*program, *words[1:]])
+
+
 def _make_accelerator(settings: EvaluationSettings) -> Accelerator:
     return Accelerator(
         # Without this, processes that torchrun starts on CPUs do not find each other.
@@ -269,7 +276,7 @@ def _write_results(
     asked = {name: value for name, value in asdict(settings).items() if name != "output"}
     asked["folders"] = [str(given) for given in settings.folders]
     content = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": _command_line(sys.argv),
         "date": now,
         **environment,
         "rows": len(rows),

@@ -126,9 +126,24 @@ def describe_recipe(recipe_class: type, prefix: str = "") -> str:
     return "\n".join(lines)
 
 
-def run_from_command_line(recipe_class: type[Recipe], run: Callable[[Recipe], Any], description: str | None) -> None:
-    """Body of a training script: read the recipe, run it; help on request, one line for what the user can correct."""
-    arguments = sys.argv[1:]
+def run_from_command_line(
+    recipe_class: type[Recipe],
+    run: Callable[[Recipe], Any],
+    description: str | None,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Body of a training script: read the recipe, run it; help on request, one line for what the user can correct.
+
+    Args:
+        recipe_class: of the recipe.
+        run: what to do with it.
+        description: shown above the keys in the help.
+        arguments: words of the command line; None takes those of this process.
+
+    Raises:
+        SystemExit: with status 2, where the user can correct what is wrong.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:
         print(f"{description}\nKeys:\n{describe_recipe(recipe_class)}")
         return

@@ -14,10 +14,12 @@ from transformers.utils import logging
 from .exporter import export_checkpoint
 from .programs import SUFFIXES, ExportError
 
+PROGRAM = "python -m transformers_ait.export"
 
-def build_parser() -> argparse.ArgumentParser:
-    """Command-line options."""
-    parser = argparse.ArgumentParser(prog="python -m transformers_ait.export", description=__doc__.split("\n")[0])
+
+def build_parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
+    """Command-line options; `prog` is what the help calls the program."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("folder", help="checkpoint folder of this family, with its preprocessor_config.json")
     parser.add_argument("--output", required=True, help="folder to write; must not exist or be empty")
     parser.add_argument("--format", choices=sorted(SUFFIXES), default="onnx", help="onnx, or torch for .pt2 files")
@@ -26,9 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Run the command line; returns the exit status, 0 only after the check."""
-    options = build_parser().parse_args(arguments)
+    options = build_parser(prog).parse_args(arguments)
     verbosity = logging.get_verbosity()
     # Whatever matters ends in an error below; the rest, such as timm's own choice of attention, nobody has to act on.
     logging.set_verbosity_error()

@@ -1,0 +1,45 @@
+"""`transformers-ait train TASK RECIPE`: what the scripts `training/run_*.py` do."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..engine.dense_training import train_dense
+from ..engine.instance_training import train_instance
+from ..engine.joint_recipe import JointRecipe
+from ..engine.joint_training import train_joint
+from ..engine.pose_training import PoseRecipe, train_pose
+from ..engine.recipe_models import DenseRecipe, DepthRecipe, InstanceRecipe, VQVAERecipe
+from ..engine.recipes import run_from_command_line
+from ..engine.vqvae_training import train_vqvae
+
+TASKS: dict[str, tuple[type[Any], Callable[[Any], Any], str]] = {
+    "vqvae": (VQVAERecipe, train_vqvae, "A tokenizer of maps of one kind, or of instance masks."),
+    "dense": (DenseRecipe, train_dense, "One model for any set of dense tasks."),
+    "depth": (DepthRecipe, train_dense, "The task-solver for depth."),
+    "instance": (InstanceRecipe, train_instance, "The task-solver for detection or instance segmentation."),
+    "joint": (JointRecipe, train_joint, "One task-solver for objects and dense tasks."),
+    "pose": (PoseRecipe, train_pose, "Pose lifting: 2-D joints of videos to 3-D."),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Options of the command itself; what follows the task is the recipe's."""
+    width = max(map(len, TASKS))
+    listed = "\n".join(f"  {name:{width}}  {purpose}" for name, (_, _, purpose) in TASKS.items())
+    parser = argparse.ArgumentParser(
+        prog="transformers-ait train",
+        usage="transformers-ait train TASK RECIPE [--section.key VALUE ...]",
+        description="Train by a recipe, a YAML file such as those in training/recipes.",
+        epilog=f"tasks:\n{listed}\n\n`transformers-ait train TASK --help` lists the keys of its recipes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("task", choices=TASKS, metavar="TASK", help="one of those below")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train; returns the exit status 0, and raises SystemExit 2 for what the user can correct."""
+    recipe_class, run, purpose = TASKS[build_parser().parse_args(arguments[:1]).task]
+    run_from_command_line(recipe_class, run, purpose, arguments[1:])
+    return 0
