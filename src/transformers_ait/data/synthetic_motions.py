@@ -6,26 +6,28 @@ After `import transformers_ait.data`:
     row = transformers_ait.data.make_motion(7)
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
-from datasets.builder import Key
 
-from . import camera_projection, depth_normals, motion_actions, motion_bodies, motion_rows, motion_steps, skeleton
+from . import (
+    camera_projection,
+    depth_normals,
+    motion_actions,
+    motion_bodies,
+    motion_rows,
+    motion_steps,
+    numbered_rows,
+    skeleton,
+)
 from .motion_actions import ACTIONS
 from .motion_bodies import perform, sample_body
 from .motion_rows import MAX_FRAMES, filmed, motion_features
+from .numbered_rows import SPLIT_STRIDE, NumberedRowsBuilder
 from .registration import source_hash
 from .rooms_render import MAX_NUMBER, require_integer
-
-SEQUENCES_PER_SHARD = 250
-"""Sequences in one unit of work; `num_proc` and streaming workers share out whole shards."""
-
-SPLIT_STRIDE = 1_000_000_000
-"""Distance between the first indices of the splits, which bounds their sizes."""
 
 SEQUENCES_PER_SUBJECT = 4
 """Sequences that follow each other with the same body."""
@@ -37,7 +39,10 @@ SYNTHETIC_MOTIONS_ACTIONS: tuple[str, ...] = tuple(ACTIONS)
 """Actions, in the order of the `ClassLabel` of the dataset."""
 
 CODE_HASH = source_hash(
-    (camera_projection, depth_normals, motion_actions, motion_bodies, motion_rows, motion_steps, skeleton)
+    (
+        *(camera_projection, depth_normals, motion_actions, motion_bodies, motion_rows, motion_steps),
+        *(numbered_rows, skeleton),
+    )
 )
 
 
@@ -108,7 +113,7 @@ def make_motion(index: int, *, num_frames: int = 81, seed: int = 0) -> dict[str,
     }
 
 
-class SyntheticMotions(datasets.GeneratorBasedBuilder):
+class SyntheticMotions(NumberedRowsBuilder):
     """Bodies that walk, turn, sit, reach, wave ...; one row per sequence, columns as in `motion_features`.
 
     `index` is the argument of `make_motion`, to be used with the config's `num_frames` and `seed`; `action` is a label
@@ -117,11 +122,9 @@ class SyntheticMotions(datasets.GeneratorBasedBuilder):
 
     VERSION = datasets.Version("1.0.0")
     BUILDER_CONFIG_CLASS = MotionsConfig
+    CODE_HASH = CODE_HASH
+    ROWS_PER_SHARD = 250
     config: MotionsConfig
-
-    def __init__(self, *, data_files: Any = None, hash: str | None = None, **kwargs: Any) -> None:
-        # `load_dataset` hands every builder some files, which must not end up in the name of the cache folder.
-        super().__init__(hash=hash or CODE_HASH, **kwargs)
 
     def _info(self) -> datasets.DatasetInfo:
         action = datasets.ClassLabel(names=list(SYNTHETIC_MOTIONS_ACTIONS))
@@ -130,18 +133,6 @@ class SyntheticMotions(datasets.GeneratorBasedBuilder):
             features=motion_features(action, self.config.num_frames),
         )
 
-    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        generators = []
-        for number, (name, size) in enumerate(self.config.sizes().items()):
-            first = number * SPLIT_STRIDE
-            starts = range(first, first + size, SEQUENCES_PER_SHARD)
-            shards = [(start, min(start + SEQUENCES_PER_SHARD, first + size)) for start in starts]
-            if shards:
-                generators.append(datasets.SplitGenerator(name=name, gen_kwargs={"shards": shards}))
-        return generators
-
-    def _generate_examples(self, shards: list[tuple[int, int]]) -> Iterator[tuple[Any, dict[str, Any]]]:
-        config = self.config
-        for shard, (start, stop) in enumerate(shards):
-            for offset, index in enumerate(range(start, stop)):
-                yield Key(shard, offset), make_motion(index, num_frames=config.num_frames, seed=config.seed)
+    def make_row(self, index: int) -> dict[str, Any]:
+        """`make_motion` with the config's settings."""
+        return make_motion(index, num_frames=self.config.num_frames, seed=self.config.seed)

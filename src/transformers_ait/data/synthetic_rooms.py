@@ -7,30 +7,35 @@ After `import transformers_ait.data`:
 """
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
-from datasets.builder import Key
 from PIL import Image
 
-from . import rooms_casting, rooms_furniture, rooms_lighting, rooms_render, rooms_scene, rooms_sensor, rooms_textures
+from . import (
+    numbered_rows,
+    rooms_casting,
+    rooms_furniture,
+    rooms_lighting,
+    rooms_render,
+    rooms_scene,
+    rooms_sensor,
+    rooms_textures,
+)
+from .numbered_rows import SPLIT_STRIDE, NumberedRowsBuilder
 from .registration import source_hash
 from .rooms_render import MAX_NUMBER, MAX_SIZE, MIN_SIZE, RoomFrame, render_room, require_integer
 from .rooms_scene import SYNTHETIC_ROOMS_CLASSES, SYNTHETIC_ROOMS_SEMANTIC_CLASSES
 
-ROOMS_PER_SHARD = 50
-"""Rooms in one unit of work; `num_proc` and streaming workers share out whole shards."""
-
-SPLIT_STRIDE = 1_000_000_000
-"""Distance between the first indices of the splits, which bounds their sizes."""
-
 JPEG_QUALITY = 95
 
 CODE_HASH = source_hash(
-    (rooms_casting, rooms_furniture, rooms_lighting, rooms_render, rooms_scene, rooms_sensor, rooms_textures)
+    (
+        *(numbered_rows, rooms_casting, rooms_furniture, rooms_lighting, rooms_render, rooms_scene, rooms_sensor),
+        rooms_textures,
+    )
 )
 
 
@@ -107,7 +112,7 @@ def _make_row(frame: RoomFrame) -> dict[str, Any]:
     }
 
 
-class SyntheticRooms(datasets.GeneratorBasedBuilder):
+class SyntheticRooms(NumberedRowsBuilder):
     """Rendered rooms with depth, instances, normals, semantic labels and camera; one row per room.
 
     Columns:
@@ -123,11 +128,9 @@ class SyntheticRooms(datasets.GeneratorBasedBuilder):
 
     VERSION = datasets.Version("1.0.0")
     BUILDER_CONFIG_CLASS = RoomsConfig
+    CODE_HASH = CODE_HASH
+    ROWS_PER_SHARD = 50
     config: RoomsConfig
-
-    def __init__(self, *, data_files: Any = None, hash: str | None = None, **kwargs: Any) -> None:
-        # `load_dataset` hands every builder some files, which must not end up in the name of the cache folder.
-        super().__init__(hash=hash or CODE_HASH, **kwargs)
 
     def _info(self) -> datasets.DatasetInfo:
         number = datasets.Value("float32")
@@ -147,21 +150,7 @@ class SyntheticRooms(datasets.GeneratorBasedBuilder):
             ),
         )
 
-    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        generators = []
-        for number, (name, size) in enumerate(self.config.sizes().items()):
-            first = number * SPLIT_STRIDE
-            starts = range(first, first + size, ROOMS_PER_SHARD)
-            shards = [(start, min(start + ROOMS_PER_SHARD, first + size)) for start in starts]
-            if shards:
-                generators.append(datasets.SplitGenerator(name=name, gen_kwargs={"shards": shards}))
-        return generators
-
-    def _generate_examples(self, shards: list[tuple[int, int]]) -> Iterator[tuple[Any, dict[str, Any]]]:
-        config = self.config
-        for shard, (start, stop) in enumerate(shards):
-            for offset, index in enumerate(range(start, stop)):
-                frame = render_room(
-                    index, height=config.height, width=config.width, seed=config.seed, holes=config.holes
-                )
-                yield Key(shard, offset), _make_row(frame)
+    def make_row(self, index: int) -> dict[str, Any]:
+        """The rendered room of an index, with the config's settings."""
+        size = {"height": self.config.height, "width": self.config.width}
+        return _make_row(render_room(index, **size, seed=self.config.seed, holes=self.config.holes))
