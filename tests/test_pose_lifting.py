@@ -12,6 +12,8 @@ from torch import nn
 from transformers import AutoFeatureExtractor, AutoModel
 
 from transformers_ait import HourglassForPoseLifting, HourglassPoseConfig, HourglassPoseProcessor
+from transformers_ait.configuration_hourglass_pose import LEFT_JOINTS, RIGHT_JOINTS
+from transformers_ait.data.skeleton import JOINT_NAMES
 from transformers_ait.losses_pose import pose_losses, total_pose_loss
 from transformers_ait.metrics import pose_metrics, similarity_aligned
 from transformers_ait.metrics.pose_evaluate import HourglassPoseMetrics
@@ -164,6 +166,18 @@ def test_auto_classes_and_a_saved_folder(tmp_path):
 
 
 # --- processor ---
+
+
+def test_sides_are_those_of_the_skeleton():
+    """The configuration, which ships with checkpoints, cannot import the data's names of joints."""
+    pairs = [(JOINT_NAMES[left], JOINT_NAMES[right]) for left, right in zip(LEFT_JOINTS, RIGHT_JOINTS, strict=True)]
+    assert all(left.replace("left_", "right_") == right for left, right in pairs)
+    assert sum(name.startswith("left_") for name in JOINT_NAMES) == len(pairs)
+
+
+def test_a_processor_of_other_joints_needs_their_sides():
+    with pytest.raises(ValueError, match=r"must lie in 0..4, .* give all three"):
+        HourglassPoseProcessor(num_joints=5)
 
 
 @pytest.mark.parametrize("length", [1, 5, 9, 10, 18, 23])

@@ -10,7 +10,14 @@ from .configuration_tokenizers import require_positive
 ARCHITECTURES = ("mixste", "motionbert")
 OUTPUTS = ("sequence", "frame")
 FRAME_SELECTIONS = ("density", "uniform")
+LEFT_JOINTS, RIGHT_JOINTS = (4, 5, 6, 11, 12, 13), (1, 2, 3, 14, 15, 16)
+"""Pairs of Human3.6M's 17 joints."""
 RECOVERIES = ("attention", "interpolate", "nearest", "similarity")
+
+
+def middle_frame(num_frames: int) -> int:
+    """Number, counted from 0, of the frame in the middle of so many: the earlier of two."""
+    return (num_frames - 1) // 2
 
 
 @strict
@@ -60,8 +67,8 @@ class HourglassPoseConfig(PreTrainedConfig):
     selection: str = "density"
     recovery: str = "attention"
     output: str = "sequence"
-    left_joints: list[int] | tuple[int, ...] = (4, 5, 6, 11, 12, 13)
-    right_joints: list[int] | tuple[int, ...] = (1, 2, 3, 14, 15, 16)
+    left_joints: list[int] | tuple[int, ...] = LEFT_JOINTS
+    right_joints: list[int] | tuple[int, ...] = RIGHT_JOINTS
     root_joint: int = 0
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-6
@@ -74,7 +81,7 @@ class HourglassPoseConfig(PreTrainedConfig):
     @property
     def middle_frame(self) -> int:
         """Number of the frame that sequence-to-frame models predict."""
-        return (self.num_frames - 1) // 2
+        return middle_frame(self.num_frames)
 
     @property
     def has_recovery(self) -> bool:

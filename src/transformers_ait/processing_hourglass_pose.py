@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, FeatureExtractionMixin
 
-from .configuration_hourglass_pose import OUTPUTS, HourglassPoseConfig
+from .configuration_hourglass_pose import LEFT_JOINTS, OUTPUTS, RIGHT_JOINTS, HourglassPoseConfig, middle_frame
 
 Keypoints = Tensor | np.ndarray | Sequence[Any]
 
@@ -36,8 +36,8 @@ class HourglassPoseProcessor(FeatureExtractionMixin):
         num_joints: int = 17,
         input_size: int = 2,
         output: str = "sequence",
-        left_joints: Sequence[int] = (4, 5, 6, 11, 12, 13),
-        right_joints: Sequence[int] = (1, 2, 3, 14, 15, 16),
+        left_joints: Sequence[int] = LEFT_JOINTS,
+        right_joints: Sequence[int] = RIGHT_JOINTS,
         root_joint: int = 0,
         do_flip: bool = True,
         **kwargs: Any,
@@ -47,6 +47,12 @@ class HourglassPoseProcessor(FeatureExtractionMixin):
             raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}.")
         if len(left_joints) != len(right_joints):
             raise ValueError(f"left_joints and right_joints must be pairs, got {left_joints} and {right_joints}.")
+        joints = [*left_joints, *right_joints, root_joint]
+        if not all(0 <= joint < num_joints for joint in joints):
+            raise ValueError(
+                f"left_joints, right_joints and root_joint must lie in 0..{num_joints - 1}, got {joints}; for other "
+                "joints than Human3.6M's 17 give all three."
+            )
         self.num_frames = num_frames
         self.num_joints = num_joints
         self.input_size = input_size
@@ -191,7 +197,7 @@ class HourglassPoseProcessor(FeatureExtractionMixin):
     def _frames(self, length: int) -> Tensor:
         """Numbers (windows, F) of the frames in every window; past the ends the first and the last are repeated."""
         if self.output == "frame":
-            starts = torch.arange(length) - (self.num_frames - 1) // 2
+            starts = torch.arange(length) - middle_frame(self.num_frames)
         else:
             starts = torch.arange(0, max(length - self.num_frames, 0) + self.num_frames, self.num_frames)
             starts = starts.clamp(max=max(length - self.num_frames, 0))

@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .data.skeleton import BONES
+from .data.skeleton import BONES, JOINT_NAMES
 from .visualization_colors import INK, MUTED, matplotlib_module
 
 LEFT_COLOR, RIGHT_COLOR, MIDDLE_COLOR = "#d1495b", "#2e6f95", INK
-LEFT, RIGHT = {4, 5, 6, 11, 12, 13}, {1, 2, 3, 14, 15, 16}
 MOMENTS = 5
 TILE = 1.9  # inches
 DPI = 110
@@ -123,4 +122,5 @@ def _reach(poses: Tensor, truth: Tensor | None) -> float:
 
 
 def _color(joint: int) -> str:
-    return LEFT_COLOR if joint in LEFT else RIGHT_COLOR if joint in RIGHT else MIDDLE_COLOR
+    side = JOINT_NAMES[joint].partition("_")[0]
+    return {"left": LEFT_COLOR, "right": RIGHT_COLOR}.get(side, MIDDLE_COLOR)
