@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,40 @@ from .token_recovery import NearestRecovery, SimilarityRecovery
 IMAGE_RECOVERIES = ("similarity", "nearest")
 # Keyword arguments of blocks that hold one entry per token, in a form that pruning would have to know.
 TOKEN_ARGUMENTS = ("position_embeddings", "relative_position_bias", "rope")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Where tokens are pruned and recovered, and how; see `add_hourglass`."""
+
+    before: int
+    kept: int | Sequence[int]
+    until: int | None
+    selection: str
+    recovery: str
+
+    def until_block(self, count: int) -> int:
+        """The end of the pruned blocks among so many; raises ValueError where they do not hold them."""
+        until = count if self.until is None else self.until
+        if not 0 <= self.before < until <= count:
+            raise ValueError(
+                f"before and until must be 0 <= before < until <= {count}, the number of blocks, got "
+                f"before={self.before}, until={until}."
+            )
+        return until
+
+    def hourglass(self, before: int, grid: Sequence[int], num_prefix: int) -> Hourglass:
+        """The module, for a list of blocks in which block `before` is the first with fewer tokens."""
+        return Hourglass([before], [self.kept], self.selection, grid=grid, num_prefix=num_prefix)
+
+    def recovered(self, tokens: Tensor, pruned: Pruned, grid: Sequence[int], num_prefix: int) -> Tensor:
+        """All tokens, those of the prefix as they came out of the blocks."""
+        prefix, patches = tokens[:, :num_prefix], tokens[:, num_prefix:]
+        inner = Pruned(
+            pruned.kept[:, num_prefix:] - num_prefix, pruned.before[:, num_prefix:], pruned.chosen[:, num_prefix:]
+        )
+        recover = SimilarityRecovery() if self.recovery == "similarity" else NearestRecovery(grid)
+        return torch.cat([prefix, recover(patches, inner)], 1)
 
 
 class HourglassHandle:
@@ -74,44 +109,16 @@ def add_hourglass(
     if recovery not in IMAGE_RECOVERIES:
         raise ValueError(f"recovery must be one of {IMAGE_RECOVERIES}, got {recovery!r}.")
     swin = next((module for module in model.modules() if isinstance(module, AiTSwinV2Backbone)), None)
-    settings = (before, kept, until, selection, recovery)
-    if swin is not None:
-        return _wrap_swin(swin, stage, *settings)
-    return _wrap_vit(model, num_prefix, *settings)
-
-
-def _checked_until(before: int, until: int | None, count: int) -> int:
-    until = count if until is None else until
-    if not 0 <= before < until <= count:
-        raise ValueError(
-            f"before and until must be 0 <= before < until <= {count}, the number of blocks, got before={before}, "
-            f"until={until}."
-        )
-    return until
-
-
-def _hourglass(
-    before: int, kept: int | Sequence[int], selection: str, grid: Sequence[int], num_prefix: int
-) -> Hourglass:
-    return Hourglass([before], [kept], selection, grid=grid, num_prefix=num_prefix)
-
-
-def _recovered(tokens: Tensor, pruned: Pruned, recovery: str, grid: Sequence[int], num_prefix: int) -> Tensor:
-    """All tokens, those of the prefix as they came out of the blocks."""
-    prefix, patches = tokens[:, :num_prefix], tokens[:, num_prefix:]
-    inner = Pruned(
-        pruned.kept[:, num_prefix:] - num_prefix, pruned.before[:, num_prefix:], pruned.chosen[:, num_prefix:]
-    )
-    recover = SimilarityRecovery() if recovery == "similarity" else NearestRecovery(grid)
-    return torch.cat([prefix, recover(patches, inner)], 1)
+    plan = _Plan(before, kept, until, selection, recovery)
+    return _wrap_vit(model, num_prefix, plan) if swin is None else _wrap_swin(swin, stage, plan)
 
 
 class _SwinHourglass:
     """What a stage runs in place of its blocks."""
 
-    def __init__(self, window: int, before: int, until: int, recovery: str, hourglass: Hourglass):
-        self.window, self.before, self.until, self.recovery = window, before, until, recovery
-        self.hourglass = hourglass
+    def __init__(self, window: int, until: int, plan: _Plan):
+        self.window, self.until, self.plan = window, until, plan
+        self.hourglass = plan.hourglass(plan.before, (window, window), 0)
 
     def __call__(self, x: Tensor, blocks: Sequence[AiTSwinV2Block], workspace: Workspace) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
@@ -130,7 +137,7 @@ class _SwinHourglass:
         calls = [_bind(run, block) for block in blocks[: self.until]]
         positions = torch.arange(window * window, device=x.device)[None]
         tokens, pruned = self.hourglass(x.flatten(1, 2), calls, per_token={"positions": (positions, (1,))})
-        x = _recovered(tokens, pruned, self.recovery, (window, window), 0).view(shape)
+        x = self.plan.recovered(tokens, pruned, (window, window), 0).view(shape)
         for block in blocks[self.until :]:
             x = block(x, workspace)
         return x
@@ -143,11 +150,7 @@ def _bind(run: Callable[..., Tensor], block: nn.Module) -> Callable[..., Tensor]
 def _wrap_swin(
     backbone: AiTSwinV2Backbone,
     stage: int,
-    before: int,
-    kept: int | Sequence[int],
-    until: int | None,
-    selection: str,
-    recovery: str,
+    plan: _Plan,
 ) -> HourglassHandle:
     config = backbone.config
     if not 0 <= stage < len(config.depths):
@@ -159,10 +162,8 @@ def _wrap_swin(
         )
     if target.hourglass is not None:
         raise ValueError(f"stage {stage} has an hourglass already; call its handle's remove() first.")
-    until = _checked_until(before, until, config.depths[stage])
-    window = config.window_sizes[stage]
-    hourglass = _hourglass(before, kept, selection, (window, window), 0)
-    target.hourglass = _SwinHourglass(window, before, until, recovery, hourglass)
+    until = plan.until_block(config.depths[stage])
+    target.hourglass = _SwinHourglass(config.window_sizes[stage], until, plan)
 
     def undo() -> None:
         target.hourglass = None
@@ -173,30 +174,26 @@ def _wrap_swin(
 def _wrap_vit(
     model: PreTrainedModel,
     num_prefix: int | None,
-    before: int,
-    kept: int | Sequence[int],
-    until: int | None,
-    selection: str,
-    recovery: str,
+    plan: _Plan,
 ) -> HourglassHandle:
     encoder = next((module for module in model.modules() if isinstance(module, AiTEncoder)), None)
     grid = None if encoder is None else (encoder.grid_size, encoder.grid_size)
     blocks: Any = _find_blocks(model) if encoder is None else encoder.blocks
-    until = _checked_until(before, until, len(blocks))
+    until = plan.until_block(len(blocks))
     if encoder is None:
-        _check_features(model, before, until)
+        _check_features(model, plan.before, until)
     if any(getattr(block, "_hourglass", False) for block in blocks):
         raise ValueError("the model has an hourglass already; call its handle's remove() first.")
     default = _prefix_of(model.config) if encoder is None else 0
     prefix = default if num_prefix is None else num_prefix
-    _hourglass(0, kept, selection, (10**6, 10**6), prefix)  # what does not go together is said now
-    hooks = _BlockHooks(kept, selection, recovery, prefix, grid)
+    plan.hourglass(0, grid or (10**6, 10**6), prefix)  # what does not go together is said now
+    hooks = _BlockHooks(plan, prefix, grid)
     handles = [
         *([] if grid else [model.register_forward_pre_hook(hooks.note_grid, with_kwargs=True)]),
-        blocks[before].register_forward_pre_hook(hooks.prune, with_kwargs=True),
+        blocks[plan.before].register_forward_pre_hook(hooks.prune, with_kwargs=True),
         blocks[until - 1].register_forward_hook(hooks.recover, prepend=True),  # before those that note hidden states
     ]
-    first: Any = blocks[before]
+    first: Any = blocks[plan.before]
     first._hourglass = True
     return HourglassHandle([*(handle.remove for handle in handles), lambda: setattr(first, "_hourglass", False)])
 
@@ -204,16 +201,8 @@ def _wrap_vit(
 class _BlockHooks:
     """Pruning before one block and recovery after another; what lies between belongs to the thread's forward pass."""
 
-    def __init__(
-        self,
-        kept: int | Sequence[int],
-        selection: str,
-        recovery: str,
-        num_prefix: int,
-        grid: tuple[int, int] | None,
-    ):
-        self.kept, self.selection, self.recovery, self.num_prefix = kept, selection, recovery, num_prefix
-        self.grid = grid
+    def __init__(self, plan: _Plan, num_prefix: int, grid: tuple[int, int] | None):
+        self.plan, self.num_prefix, self.grid = plan, num_prefix, grid
         self._pass = threading.local()
 
     def note_grid(self, model: nn.Module, arguments: tuple, named: dict[str, Any]) -> None:
@@ -238,7 +227,7 @@ class _BlockHooks:
                 f"images of {grid[0]} x {grid[1]} patches and num_prefix={self.num_prefix} do not make the "
                 f"{tokens.shape[1]} tokens that there are; give num_prefix."
             )
-        hourglass = _hourglass(0, self.kept, self.selection, grid, self.num_prefix)
+        hourglass = self.plan.hourglass(0, grid, self.num_prefix)
         kept, self._pass.pruned = hourglass(tokens, [nn.Identity()])
         return (kept, *arguments[1:]), named
 
@@ -246,7 +235,7 @@ class _BlockHooks:
         """All tokens, in place of a block's output."""
         is_tuple = isinstance(output, tuple)
         tokens = output[0] if is_tuple else output
-        tokens = _recovered(tokens, self._pass.pruned, self.recovery, self._grid(), self.num_prefix)
+        tokens = self.plan.recovered(tokens, self._pass.pruned, self._grid(), self.num_prefix)
         self._pass.pruned = None
         return (tokens, *output[1:]) if is_tuple else tokens
 
