@@ -1,11 +1,13 @@
 """Pose lifting: sizes and FLOPs as published, windows over videos, gaps, mirroring, figures, errors."""
 
 import math
+from pathlib import Path
 
 import evaluate
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy.spatial import procrustes
 from scipy.spatial.transform import Rotation
 from torch import nn
@@ -20,13 +22,7 @@ from transformers_ait.metrics.pose_evaluate import HourglassPoseMetrics
 from transformers_ait.processing_hourglass_pose import filled
 
 SMALL = {"num_frames": 9, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "drop_path_rate": 0.0}
-MOTIONBERT = {
-    "architecture": "motionbert",
-    "hidden_size": 256,
-    "num_hidden_layers": 5,
-    "mlp_ratio": 4,
-    "input_size": 3,
-}
+RECIPES = Path(__file__).parents[1] / "training" / "recipes"
 
 
 def small_model(**changes):
@@ -55,20 +51,17 @@ def linear_flops(model, *shape):
 
 
 @pytest.mark.parametrize(
-    ("settings", "published"),
-    [
-        ({"prune_before": [], "num_kept_frames": []}, 277.2),
-        ({}, 167.5),
-        ({**MOTIONBERT, "prune_before": [], "num_kept_frames": []}, 131.0),
-        ({**MOTIONBERT, "prune_before": [1]}, 63.2),
-    ],
-    ids=["mixste", "mixste-hourglass", "motionbert", "motionbert-hourglass"],
+    ("recipe", "published"), [("pose-mixste-hourglass", (277.2, 167.5)), ("pose-motionbert-hourglass", (131.0, 63.2))]
 )
-def test_flops_are_those_published(settings, published):
-    config = HourglassPoseConfig(**settings)
-    with torch.device("meta"):
-        model = HourglassForPoseLifting(config).eval()
-    assert linear_flops(model, 1, 243, 17, config.input_size) == pytest.approx(published, rel=0.02)
+def test_flops_are_those_published(recipe, published):
+    settings = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())["model"]["config"]
+    found = []
+    for changes in ({"prune_before": [], "num_kept_frames": []}, {}):
+        config = HourglassPoseConfig(**{**settings, **changes})
+        with torch.device("meta"):
+            model = HourglassForPoseLifting(config).eval()
+        found.append(linear_flops(model, 1, config.num_frames, config.num_joints, config.input_size))
+    assert found == pytest.approx(published, rel=0.02)
 
 
 @pytest.mark.parametrize("architecture", ["mixste", "motionbert"])

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import yaml
 from transformers import ViTConfig, ViTModel
 
 from transformers_ait import (
@@ -24,13 +25,7 @@ from transformers_ait import (
 )
 
 HUB_CONFIGS = Path(__file__).parents[1] / "hub_configs"
-MOTIONBERT = {
-    "architecture": "motionbert",
-    "hidden_size": 256,
-    "num_hidden_layers": 5,
-    "mlp_ratio": 4,
-    "input_size": 3,
-}
+RECIPES = Path(__file__).parent / "recipes"
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -48,12 +43,14 @@ def report(name: str, whole: Callable[[], object], pruned: Callable[[], object],
     print(f"{name}: whole {first:.2f} s, pruned {second:.2f} s, ratio {ratio:.2f}", flush=True)
 
 
-def poses(name: str, settings: dict, repeats: int) -> None:
-    """Sequences of 243 frames."""
+def poses(recipe: str, repeats: int) -> None:
+    """A sequence through the model of a recipe."""
+    settings = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())["model"]["config"]
     config = HourglassPoseConfig(**settings)
     full = HourglassPoseConfig(**{**settings, "prune_before": [], "num_kept_frames": []})
     models = [HourglassForPoseLifting(c).eval() for c in (full, config)]
-    x = torch.randn(1, 243, 17, config.input_size)
+    x = torch.randn(1, config.num_frames, config.num_joints, config.input_size)
+    name = f"{config.architecture}, {config.num_kept_frames[0]} of {config.num_frames} frames"
     report(name, lambda: models[0](x), lambda: models[1](x), repeats)
 
 
@@ -94,8 +91,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, {options.repeats} pairs")
-    poses("MixSTE, 81 of 243 frames", {}, options.repeats)
-    poses("MotionBERT, 81 of 243 frames", {**MOTIONBERT, "prune_before": [1]}, options.repeats)
+    poses("pose-mixste-hourglass", options.repeats)
+    poses("pose-motionbert-hourglass", options.repeats)
     depth_models(options.repeats)
     vits(options.repeats)
 
