@@ -86,7 +86,7 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path):
 
 
 def test_windows_hold_joints_and_poses_of_the_same_frames(tmp_path):
-    videos, _ = load_videos(recipe(tmp_path, data__true_keypoints=True), HourglassPoseProcessor(num_frames=9))
+    videos, _ = load_videos(recipe(tmp_path), HourglassPoseProcessor(num_frames=9))
     windows = PoseWindows(videos, stride=5)
     assert len(windows) == 2 * sum(1 + (len(x) - 9) // 5 for x in videos.keypoints)
     for index in range(len(windows)):
@@ -101,7 +101,7 @@ def test_windows_hold_joints_and_poses_of_the_same_frames(tmp_path):
         labels = window["labels"]
         across = (labels[..., 0] / labels[..., 2]).flatten()
         correlation = torch.corrcoef(torch.stack([across, window["keypoints"][..., 0].flatten()]))[0, 1]
-        assert correlation > 0.99
+        assert correlation > 0.95  # not 1, by the noise and the filled gaps
 
 
 def test_videos_with_a_joint_that_is_never_seen_are_left_out(tmp_path, monkeypatch):

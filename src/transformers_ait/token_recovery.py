@@ -90,19 +90,18 @@ class NearestRecovery(nn.Module):
 class SimilarityRecovery(nn.Module):
     """Every token is a mean of the kept ones it was similar to before pruning; nothing is learned (arXiv 2210.01035).
 
-    The weights are a softmax over the nearest kept tokens' negative squared distances, divided by their mean.
+    The weights are a softmax over the nearest kept tokens' negative squared distances, divided by their mean. They mix
+    what the blocks changed, so that blocks which do nothing lose nothing.
 
     Args:
         num_neighbours: how many kept tokens make one.
         sharpness: factor on the distances in the softmax.
-        residual: add what a token had on top of its mean before pruning, so that blocks which do nothing lose nothing.
     """
 
-    def __init__(self, num_neighbours: int = 8, sharpness: float = 4.0, residual: bool = True):
+    def __init__(self, num_neighbours: int = 8, sharpness: float = 4.0):
         super().__init__()
         self.num_neighbours = num_neighbours
         self.sharpness = sharpness
-        self.residual = residual
 
     def forward(self, tokens: Tensor, pruned: Pruned) -> Tensor:
         """Tokens (B, k, ..., C) to (B, N, ..., C); axes between are averaged for the similarity."""
@@ -112,8 +111,6 @@ class SimilarityRecovery(nn.Module):
         scale = near.values.mean((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
         weights = (-self.sharpness * near.values / scale).softmax(-1)
         mixture = torch.zeros_like(distances).scatter(2, near.indices, weights).to(tokens.dtype)
-        if not self.residual:
-            return _mix(mixture, tokens)
         return pruned.before + _mix(mixture, tokens - pruned.chosen)
 
 

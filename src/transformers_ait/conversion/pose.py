@@ -16,8 +16,8 @@ from .parity import Probe
 FIRST_NAMES = ("Spatial_patch_to_embedding.weight", "joints_embed.weight")
 """Tensors that only MixSTE and only MotionBERT have."""
 
-ATTENTION = {"q": "query", "k": "key", "v": "value", "proj": "projection"}
-PAIRED = {"weight": "weight", "bias": "bias"}
+RECOVERY_LAYERS = {"linear_q": "query", "linear_k": "key", "linear_v": "value", "proj": "projection"}
+PARAMETERS = ("weight", "bias")  # of a layer
 LAYER_NORM_EPS = 1e-5  # of the output layers' normalisation, whatever the blocks have
 
 
@@ -35,19 +35,13 @@ def pose_names(config: HourglassPoseConfig) -> NameMap:
     names = _mixste_names(config) if config.architecture == "mixste" else _motionbert_names(config)
     if config.has_recovery:
         names |= {"pos_embed_token": "hourglass.tables.0", "x_token": "recovery.queries"}
-        names |= _layers(
-            {f"cross_attention.{_original(theirs)}": f"recovery.{ours}" for theirs, ours in ATTENTION.items()}
-        )
+        names |= _layers({f"cross_attention.{x}": f"recovery.{ours}" for x, ours in RECOVERY_LAYERS.items()})
     return names
-
-
-def _original(name: str) -> str:
-    return name if name == "proj" else f"linear_{name}"
 
 
 def _layers(layers: Mapping[str, str]) -> NameMap:
     """Weights and biases of layers by their names."""
-    return {f"{theirs}.{part}": f"{ours}.{part}" for theirs, ours in layers.items() for part in PAIRED}
+    return {f"{theirs}.{part}": f"{ours}.{part}" for theirs, ours in layers.items() for part in PARAMETERS}
 
 
 def _block(theirs: str, ours: str, suffix: str = "") -> NameMap:
@@ -185,7 +179,7 @@ class PlainPoses:
 
     def norm(self, name: str, x: Tensor, eps: float | None = None) -> Tensor:
         """Layer normalisation."""
-        weight, bias = (self.tensors[f"{name}.{part}"] for part in PAIRED)
+        weight, bias = (self.tensors[f"{name}.{part}"] for part in PARAMETERS)
         return F.layer_norm(x, weight.shape, weight, bias, self.config.layer_norm_eps if eps is None else eps)
 
     def block(self, name: str, x: Tensor, over_frames: bool, suffix: str = "") -> Tensor:

@@ -43,7 +43,6 @@ class PoseDataRecipe:
         eval_split: split to evaluate on.
         eval_limit: evaluate on the first so many videos; None is all.
         stride: frames from one training window to the next; None is their length.
-        true_keypoints: take the column `keypoints_true`, without a detector's noise and gaps.
     """
 
     dataset: str
@@ -52,7 +51,6 @@ class PoseDataRecipe:
     eval_split: str = "validation"
     eval_limit: int | None = None
     stride: int | None = None
-    true_keypoints: bool = False
 
 
 @strict
@@ -97,20 +95,19 @@ class PoseVideos(Dataset):
     Args:
         rows: with `keypoints`, `joints`, `width` and `height`.
         processor: normalises, and fills gaps.
-        column: of the keypoints.
     """
 
-    def __init__(self, rows: datasets.Dataset, processor: HourglassPoseProcessor, column: str = "keypoints"):
+    def __init__(self, rows: datasets.Dataset, processor: HourglassPoseProcessor):
         self.processor = processor
         self.keypoints: list[Tensor] = []
         self.joints: list[Tensor] = []
-        columns = rows.select_columns([column, "joints", "width", "height"]).with_format("torch")
+        columns = rows.select_columns(["keypoints", "joints", "width", "height"]).with_format("torch")
         for number, row in enumerate(tqdm(columns, desc="Videos", unit="video", delay=2.0, leave=False)):
-            if never_seen(row[column]):
+            if never_seen(row["keypoints"]):
                 continue
             try:
                 size = int(row["height"]), int(row["width"])
-                self.keypoints.append(processor.prepare(row[column], size))
+                self.keypoints.append(processor.prepare(row["keypoints"], size))
             except ValueError as error:
                 raise RecipeError(f"Video {number} of the data does not fit model.config: {error}") from error
             self.joints.append(row["joints"].float())
@@ -236,12 +233,11 @@ def make_arguments(recipe: PoseRecipe) -> TrainingArguments:
 def load_videos(recipe: PoseRecipe, processor: HourglassPoseProcessor) -> tuple[PoseVideos, PoseVideos]:
     """Training and evaluation videos."""
     data = recipe.data
-    column = "keypoints_true" if data.true_keypoints else "keypoints"
     source = DataRecipe(data.dataset, data.options)
     train_rows, eval_rows = (load_rows(source, split) for split in (data.train_split, data.eval_split))
     if data.eval_limit is not None:
         eval_rows = eval_rows.select(range(min(data.eval_limit, len(eval_rows))))
-    return PoseVideos(train_rows, processor, column), PoseVideos(eval_rows, processor, column)
+    return PoseVideos(train_rows, processor), PoseVideos(eval_rows, processor)
 
 
 def train_pose(recipe: PoseRecipe) -> Path:
