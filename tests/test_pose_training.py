@@ -59,6 +59,12 @@ def recipe(tmp_path, **changes):
     return build_recipe(PoseRecipe, values, "the test")
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Drawing them takes longer than the training."""
+    monkeypatch.setattr("transformers_ait.engine.pose_training.write_pictures", lambda *_: None)
+
+
 def test_a_run_leaves_all_that_is_needed(tmp_path):
     folder = train_pose(recipe(tmp_path, epoch_decay=0.9))
     model, processor = AutoModel.from_pretrained(folder).eval(), AutoFeatureExtractor.from_pretrained(folder)
@@ -74,7 +80,7 @@ def test_a_run_leaves_all_that_is_needed(tmp_path):
         train_pose(recipe(tmp_path))
 
 
-def test_a_resumed_run_is_the_unbroken_one(tmp_path):
+def test_a_resumed_run_is_the_unbroken_one(tmp_path, without_pictures):
     whole = AutoModel.from_pretrained(train_pose(recipe(tmp_path, output=str(tmp_path / "whole"))))
     train_pose(recipe(tmp_path, training__num_train_epochs=1, output=str(tmp_path / "broken")))
     for name in ("model", "checkpoints/checkpoint-4"):
@@ -113,7 +119,7 @@ def test_videos_with_a_joint_that_is_never_seen_are_left_out(tmp_path, monkeypat
     assert len(fewer) < len(whole)
 
 
-def test_a_lifted_video_has_its_root_at_zero(tmp_path):
+def test_a_lifted_video_has_its_root_at_zero(tmp_path, without_pictures):
     folder = train_pose(recipe(tmp_path, training__max_steps=1))
     model, processor = AutoModel.from_pretrained(folder).eval(), AutoFeatureExtractor.from_pretrained(folder)
     poses = lift_video(model, processor, torch.randn(23, 17, 2))
@@ -164,7 +170,7 @@ def test_the_shipped_checkpoint_lifts_new_people(tmp_path):
     assert evaluate_poses(model, videos)["mpjpe"] > 150
 
 
-def test_the_rate_falls_with_every_epoch(tmp_path):
+def test_the_rate_falls_with_every_epoch(tmp_path, without_pictures):
     source = recipe(tmp_path, epoch_decay=0.5, training__max_steps=12, training__logging_steps=1)
     train_pose(source)
     (state,) = (tmp_path / "run" / "checkpoints").glob("checkpoint-12/trainer_state.json")

@@ -18,6 +18,7 @@ def script(repository, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_benchmark_writes_a_report(script, tmp_path):
     output = script(
         "benchmark.py", "--tiny", "--rounds", 1, "--parts", "plain,memory", "--output", tmp_path / "report.md"
@@ -30,6 +31,7 @@ def test_benchmark_writes_a_report(script, tmp_path):
     assert deviations and max(deviations) < 1e-4
 
 
+@pytest.mark.slow
 def test_training_benchmark_weighs_and_counts(script, tmp_path):
     output = script("benchmark_training.py", "--tiny", "--rounds", 1, "--output", tmp_path / "report.md")
     assert "| training step |" in output and "of plain" in output and output.count("samples/s") == 2
