@@ -15,6 +15,7 @@ LEVELS = (
         "token_vocabulary",
         "token_pruning",
         "losses_pose",
+        "hypotheses_pose",
         "map_kinds_ait",
         "kept_tensors_ait",
         "attention_ait",

@@ -1,6 +1,8 @@
 """Training of pose lifting by recipe: a run on made-up motions, resumed, and the errors that a user can make."""
 
+import itertools
 import json
+import operator
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import yaml
 from PIL import Image
 from transformers import AutoFeatureExtractor, AutoModel
 
-from transformers_ait import HourglassPoseConfig
+from transformers_ait import HourglassForPoseLifting, HourglassPoseConfig
 from transformers_ait.engine.pose_training import (
     PoseRecipe,
     PoseWindows,
@@ -31,12 +33,26 @@ MODEL = {
     "drop_path_rate": 0.0,
 }
 
+MHFORMER = {
+    "architecture": "mhformer",
+    "output": "frame",
+    "num_frames": 9,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "generation_layers": 1,
+    "dropout": 0.1,
+    "prune_before": [1],
+    "num_kept_frames": [3],
+}
+FEW = {"num_train": 4, "num_validation": 1, "num_frames": 18}
+
 
 def recipe(tmp_path, **changes):
     values = {
         "data": {
             "dataset": "synthetic_motions",
-            "options": {"num_train": 6, "num_validation": 3, "num_frames": 20, "cache_dir": str(tmp_path / "cache")},
+            "options": {"num_train": 6, "num_validation": 3, "num_frames": 20},
         },
         "output": str(tmp_path / "run"),
         "model": {"config": MODEL},
@@ -56,6 +72,7 @@ def recipe(tmp_path, **changes):
             values[section] = {**values[section], name: value}
         else:
             values[section] = value
+    values["data"]["options"] = {**values["data"]["options"], "cache_dir": str(tmp_path / "cache")}
     return build_recipe(PoseRecipe, values, "the test")
 
 
@@ -110,6 +127,22 @@ def test_windows_hold_joints_and_poses_of_the_same_frames(tmp_path):
         assert correlation > 0.95  # not 1, by the noise and the filled gaps
 
 
+@pytest.mark.parametrize("stride", [1, 5, 9, 50])
+def test_windows_of_a_frames_model_lie_around_frames(tmp_path, stride):
+    """With a stride of 1 they are those of an evaluation, one around every frame; every video has one."""
+    processor = HourglassPoseProcessor(num_frames=9, output="frame", do_flip=False)
+    videos, _ = load_videos(recipe(tmp_path), processor)
+    windows = PoseWindows(videos, stride)
+    straight = [windows[index] for index in range(0, len(windows), 2)]
+    for number, (keypoints, joints) in enumerate(videos):
+        own = [window for window, (video, _) in zip(straight, windows.places, strict=True) if video == number]
+        middles = torch.stack([window["labels"][4] for window in own])
+        assert torch.equal(middles, joints[min(stride // 2, (len(joints) - 1) // 2) :: stride])
+        if stride == 1:
+            expected = processor(keypoints)["keypoints"]
+            assert torch.equal(torch.stack([window["keypoints"] for window in own]), expected)
+
+
 def test_videos_with_a_joint_that_is_never_seen_are_left_out(tmp_path, monkeypatch):
     source = recipe(tmp_path)
     whole, _ = load_videos(source, HourglassPoseProcessor(num_frames=9))
@@ -126,9 +159,48 @@ def test_a_lifted_video_has_its_root_at_zero(tmp_path, without_pictures):
     assert poses.shape == (23, 17, 3) and (poses[:, 0] == 0).all()
 
 
+def test_mhformer_learns_resumes_and_lifts_every_frame(tmp_path, without_pictures):
+    """Its normalisations of batches and the largest moments of AMSGrad are part of what a resumed run goes on with."""
+    changes = {
+        "model": {"config": MHFORMER},
+        "data__stride": 1,
+        "epoch_decay": 0.95,
+        "large_decay": 0.5,
+        "amsgrad": True,
+    }
+    changes |= {"training__max_steps": 12, "training__save_steps": 6, "data__options": FEW}
+    whole = AutoModel.from_pretrained(train_pose(recipe(tmp_path, **changes, output=str(tmp_path / "whole")))).eval()
+    checkpoints = tmp_path / "whole" / "checkpoints"
+    moments = torch.load(checkpoints / "checkpoint-12" / "optimizer.pt", weights_only=True)["state"]
+    assert all("max_exp_avg_sq" in state for state in moments.values())
+    (tmp_path / "broken" / "checkpoints").mkdir(parents=True)
+    (checkpoints / "checkpoint-6").rename(tmp_path / "broken" / "checkpoints" / "checkpoint-6")
+    broken = recipe(tmp_path, **changes, resume=True, output=str(tmp_path / "broken"))
+    resumed = AutoModel.from_pretrained(train_pose(broken))
+    assert all(torch.equal(x, resumed.state_dict()[name]) for name, x in whole.state_dict().items())
+    processor = AutoFeatureExtractor.from_pretrained(tmp_path / "whole" / "model")
+    source = recipe(tmp_path, **changes)
+    _, videos = load_videos(source, processor)
+    untrained = HourglassForPoseLifting(whole.config)
+    assert evaluate_poses(whole, videos)["mpjpe"] < evaluate_poses(untrained, videos)["mpjpe"]
+    assert lift_video(whole, processor, torch.randn(23, 17, 2)).shape == (23, 17, 3)
+
+
+def test_the_rate_falls_more_after_every_fifth_epoch(tmp_path, without_pictures):
+    changes = {"epoch_decay": 0.9, "large_decay": 0.5, "data__options": {**FEW, "num_train": 1}}
+    train_pose(recipe(tmp_path, **changes, training__max_steps=12, training__logging_steps=1))
+    (state,) = (tmp_path / "run" / "checkpoints").glob("checkpoint-12/trainer_state.json")
+    rates = [entry["learning_rate"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
+    # Two windows, each mirrored too, are one batch of four: every step is an epoch.
+    factors = [1e-3, 0.9, 0.9, 0.9, 0.9, 0.5, 0.9, 0.9, 0.9, 0.9, 0.5, 0.9]
+    assert rates == pytest.approx([*itertools.accumulate(factors, operator.mul)])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"large_decay": 0.5}, "large_decay 0.5 takes the place of epoch_decay .* give epoch_decay too"),
+        ({"model__config": {**MHFORMER, "output": "sequence"}}, "output must be 'frame'"),
         ({"training__learning_speed": 1}, "training does not fit transformers.TrainingArguments"),
         ({"model__config": {**MODEL, "hiden_size": 3}}, "hiden_size"),
         (
@@ -146,10 +218,15 @@ def test_what_a_user_can_get_wrong(tmp_path, changes, message):
 
 def test_recipes_that_ship_fit_their_model():
     recipes = sorted((Path(__file__).parents[1] / "training" / "recipes").glob("pose-*.yaml"))
-    assert len(recipes) >= 4
+    assert len(recipes) >= 5
     for path in recipes:
         built = build_recipe(PoseRecipe, yaml.safe_load(path.read_text()), path.name)
         build_config(HourglassPoseConfig, built.model.config, path.name)
+
+
+def test_amsgrad_is_an_option_of_adam(tmp_path):
+    with pytest.raises(RecipeError, match="amsgrad is an option of Adam and AdamW, but training.optim is .*sgd"):
+        train_pose(recipe(tmp_path, amsgrad=True, training__optim="sgd"))
 
 
 def test_an_empty_set_of_videos_is_said(tmp_path, monkeypatch):

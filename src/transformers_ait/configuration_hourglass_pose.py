@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from .configuration_tokenizers import require_positive
 
-ARCHITECTURES = ("mixste", "motionbert")
+ARCHITECTURES = ("mixste", "motionbert", "mhformer")
 OUTPUTS = ("sequence", "frame")
 FRAME_SELECTIONS = ("density", "uniform")
 LEFT_JOINTS, RIGHT_JOINTS = (4, 5, 6, 11, 12, 13), (1, 2, 3, 14, 15, 16)
@@ -22,21 +22,27 @@ def middle_frame(num_frames: int) -> int:
 
 @strict
 class HourglassPoseConfig(PreTrainedConfig):
-    """Pose lifting by MixSTE or MotionBERT, with the Hourglass Tokenizer around their blocks (arXiv 2311.12028).
+    """Pose lifting by MixSTE, MotionBERT or MHFormer, with the Hourglass Tokenizer around them (arXiv 2311.12028).
 
     The defaults are the published HoT with MixSTE.
 
     Args:
         architecture: "mixste" alternates attention over joints and over frames (arXiv 2203.00859); "motionbert" runs
-            both orders side by side and mixes them (arXiv 2210.06551).
+            both orders side by side and mixes them (arXiv 2210.06551); "mhformer" makes three hypotheses of every
+            frame, attends over frames, and predicts the middle one alone: it needs the output "frame" (arXiv
+            2111.12707).
         num_frames: F, length of a sequence.
         num_joints: J.
         input_size: channels of a joint in `keypoints`: 2 coordinates, or 3 with a confidence.
-        hidden_size: C.
-        num_hidden_layers: pairs of blocks of MixSTE, double blocks of MotionBERT.
-        num_attention_heads: of every attention.
+        hidden_size: C, of MHFormer the channels of one hypothesis.
+        num_hidden_layers: pairs of blocks of MixSTE, double blocks of MotionBERT; of MHFormer blocks that refine
+            hypotheses and, the last, one that crosses them.
+        num_attention_heads: of every attention, but for those that generate MHFormer's hypotheses.
         mlp_ratio: width of the blocks' MLP over C.
         representation_size: width of MotionBERT's last hidden layer.
+        generation_layers: blocks of each of the three encoders that generate MHFormer's hypotheses.
+        generation_heads: heads of their attention, whose channels are the frames: a divisor of `num_frames`.
+        dropout: rate in MHFormer's blocks, 0.1 as published; the other architectures have none.
         drop_path_rate: stochastic depth of the last block; it grows from 0.
         prune_before: layers, counted from 0, that frames are pruned before; an empty list prunes none.
         num_kept_frames: frames that are left from each of them on.
@@ -61,6 +67,9 @@ class HourglassPoseConfig(PreTrainedConfig):
     num_attention_heads: int = 8
     mlp_ratio: float | int = 2
     representation_size: int = 512
+    generation_layers: int = 4
+    generation_heads: int = 9
+    dropout: float | int = 0.0
     drop_path_rate: float | int = 0.1
     prune_before: list[int] | tuple[int, ...] = (3,)
     num_kept_frames: list[int] | tuple[int, ...] = (81,)
@@ -102,6 +111,27 @@ class HourglassPoseConfig(PreTrainedConfig):
             )
         if self.input_size not in (2, 3):
             raise ValueError(f"input_size must be 2 (x, y) or 3 (x, y, confidence), got {self.input_size}.")
+
+    def validate_hypotheses(self):
+        """MHFormer predicts one frame, and its generating heads share the frames evenly; others have no dropout."""
+        if not 0 <= self.dropout < 1 or (self.dropout and self.architecture != "mhformer"):
+            raise ValueError(
+                f"dropout must lie in [0, 1), and be 0 but for the architecture 'mhformer', got {self.dropout} with "
+                f"{self.architecture!r}."
+            )
+        if self.architecture != "mhformer":
+            return
+        require_positive(self, "generation_layers", "generation_heads")
+        if self.output != "frame":
+            raise ValueError(
+                f"output must be 'frame' for the architecture 'mhformer', which predicts the middle frame alone, got "
+                f"{self.output!r}."
+            )
+        if self.num_frames % self.generation_heads:
+            raise ValueError(
+                f"num_frames must be a multiple of generation_heads {self.generation_heads}, got {self.num_frames}; "
+                "change one of the two."
+            )
 
     def validate_choices(self):
         """Names must be known."""

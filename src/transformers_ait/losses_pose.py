@@ -1,4 +1,4 @@
-"""Losses of pose lifting, as pure functions (arXiv 2203.00859, section 3.4)."""
+"""Losses of pose lifting, as pure functions (arXiv 2203.00859, section 3.4; arXiv 2111.12707, section 3)."""
 
 import torch
 from torch import Tensor
@@ -35,8 +35,21 @@ def pose_losses(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
     return losses
 
 
+def mean_joint_error(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Loss of MHFormer.
+
+    Args:
+        predicted: (B, T, J, 3) metres.
+        target: (B, T, J, 3) metres, with the root joint at 0.
+
+    Returns:
+        "mpjpe", mean distance of all joints in all frames.
+    """
+    return {"mpjpe": _lengths(predicted.float() - target.float()).mean()}
+
+
 def total_pose_loss(losses: dict[str, Tensor]) -> Tensor:
-    """Published sum: the joints' error, 0.5 times the consistency, 2 times the velocity's error."""
+    """Published sum: the joints' error, and where given 0.5 times the consistency, 2 times the velocity's error."""
     factors = {"temporal_consistency": CONSISTENCY_WEIGHT, "mean_velocity": VELOCITY_WEIGHT}
     return torch.stack([factors.get(name, 1.0) * value for name, value in losses.items()]).sum()
 

@@ -1,5 +1,6 @@
-"""Pose lifting: MixSTE and MotionBERT with fewer frames in the middle (Hourglass Tokenizer, arXiv 2311.12028)."""
+"""Pose lifting: MixSTE, MotionBERT, MHFormer with fewer frames in the middle (HoT, arXiv 2311.12028)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,14 @@ from transformers.utils import ModelOutput
 
 from .configuration_hourglass_pose import HourglassPoseConfig
 from .hourglass import Hourglass
-from .losses_pose import pose_losses, total_pose_loss
+from .hypotheses_pose import (
+    CrossHypothesisBlock,
+    HypothesisEncoder,
+    HypothesisGeneration,
+    HypothesisHead,
+    SelfHypothesisBlock,
+)
+from .losses_pose import mean_joint_error, pose_losses, total_pose_loss
 from .token_pruning import Pruned
 from .token_recovery import NearestRecovery, SimilarityRecovery, TokenRecoveringAttention, interpolate_tokens
 
@@ -27,7 +35,7 @@ class HourglassPoseOutput(ModelOutput):
     """What pose lifting gives.
 
     Args:
-        loss: (), the published sum, where labels are given.
+        loss: (), the published one, where labels are given.
         loss_dict: its unweighted parts.
         poses: (B, F, J, 3) metres, relative to nothing but what training made them; of the output "frame" (B, 1, J, 3),
             the middle one.
@@ -132,31 +140,63 @@ class HourglassForPoseLifting(PreTrainedModel):
     base_model_prefix = "hourglass_pose"
     main_input_name = "keypoints"
     _supports_sdpa = True
-    _no_split_modules = ["MixSTELayer", "MotionBERTLayer"]
+    _no_split_modules = [
+        *("MixSTELayer", "MotionBERTLayer"),
+        *("HypothesisGeneration", "SelfHypothesisBlock", "CrossHypothesisBlock", "HypothesisHead"),
+    ]
     # Losses are means of a batch; without this Trainer would scale them by the accumulation steps.
     accepts_loss_kwargs = False
 
     def __init__(self, config: HourglassPoseConfig):
         super().__init__(config)
-        size, count = config.hidden_size, config.num_hidden_layers
-        self.is_mixste = config.architecture == "mixste"
+        self.is_mixste, self.is_mhformer = (config.architecture == name for name in ("mixste", "mhformer"))
+        if self.is_mhformer:
+            self._add_hypotheses()
+        else:
+            self._add_poses()
+        self.hourglass = _hourglass(config) if config.prune_before else None
+        self.recovery = _recovery(config) if config.has_recovery else None
+        self.post_init()
+
+    def _drop_path_rates(self) -> list[float]:
+        count = self.config.num_hidden_layers
+        return [self.config.drop_path_rate * index / max(count - 1, 1) for index in range(count)]
+
+    def _add_poses(self) -> None:
+        """The parts of MixSTE and MotionBERT, whose tokens are joints in frames."""
+        config, size = self.config, self.config.hidden_size
         self.embedding = nn.Linear(config.input_size, size)
         self.joint_table = nn.Parameter(torch.zeros(1, config.num_joints, size))
         self.frame_table = nn.Parameter(torch.zeros(1, config.num_frames, size))
         layer: Callable[..., nn.Module] = MixSTELayer if self.is_mixste else MotionBERTLayer
-        rates = [config.drop_path_rate * index / max(count - 1, 1) for index in range(count)]
-        self.layers = nn.ModuleList(layer(config, rate) for rate in rates)
+        self.layers = nn.ModuleList(layer(config, rate) for rate in self._drop_path_rates())
         norm = partial(nn.LayerNorm, size, eps=config.layer_norm_eps)
         if self.is_mixste:
             self.joint_norm, self.frame_norm = norm(), norm()
-            self.head = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 3))
+            self.head: nn.Module = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 3))
         else:
             self.norm = norm()
             wide = config.representation_size
             self.head = nn.Sequential(nn.Linear(size, wide), nn.Tanh(), nn.Linear(wide, 3))
-        self.hourglass = _hourglass(config) if config.prune_before else None
-        self.recovery = _recovery(config) if config.has_recovery else None
-        self.post_init()
+
+    def _add_hypotheses(self) -> None:
+        """The parts of MHFormer, whose tokens are frames, each of three hypotheses side by side."""
+        config, size, eps = self.config, self.config.hidden_size, self.config.layer_norm_eps
+        self.generation = HypothesisGeneration(
+            config.num_frames,
+            config.num_joints * config.input_size,
+            size,
+            config.generation_layers,
+            config.generation_heads,
+            config.dropout,
+            config.drop_path_rate,
+            eps,
+        )
+        rest = size, config.num_attention_heads, int(size * config.mlp_ratio), config.dropout
+        *refining, crossing = self._drop_path_rates()
+        self.layers = nn.ModuleList(SelfHypothesisBlock(*rest, rate, eps) for rate in refining)
+        self.layers.append(CrossHypothesisBlock(*rest, crossing, eps))
+        self.head = HypothesisHead(size, config.num_joints, eps)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -165,23 +205,28 @@ class HourglassForPoseLifting(PreTrainedModel):
         if isinstance(module, _Mixing):
             init.zeros_(module.weight)
             init.constant_(module.bias, 0.5)
+        elif isinstance(module, nn.Linear) and self.is_mhformer:  # as torch does, and so the published model
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            init.uniform_(module.bias, -(module.in_features**-0.5), module.in_features**-0.5)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
         if isinstance(module, TokenRecoveringAttention):
             init.zeros_(module.queries)
-        if isinstance(module, nn.ParameterList):  # the hourglass's tables
+        if isinstance(module, HypothesisEncoder):
+            init.zeros_(module.table)
+        if isinstance(module, nn.ParameterList):  # tables of the hourglass and of hypotheses
             for table in module:
                 init.zeros_(table)
-        if module is self:
+        if module is self and not self.is_mhformer:
             # MixSTE starts its tables at zero, MotionBERT at random.
             for table in (self.joint_table, self.frame_table):
                 init.zeros_(table) if self.is_mixste else init.trunc_normal_(table, std=std)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding of a joint's coordinates."""
-        return self.embedding
+        """The embedding of a joint's coordinates; of MHFormer that of a frame's, in the first hypothesis."""
+        return self.generation.embeddings[0].get_submodule("linear") if self.is_mhformer else self.embedding
 
     def forward(
         self, keypoints: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
@@ -191,11 +236,12 @@ class HourglassForPoseLifting(PreTrainedModel):
         Args:
             keypoints: (B, F, J, 2), or 3 with a confidence, as the processor normalises them; finite. A NaN makes its
                 whole sequence NaN.
-            labels: (B, F, J, 3) metres; their root joint is moved to 0. The output "frame" compares the kept frames.
+            labels: (B, F, J, 3) metres; their root joint is moved to 0. The output "frame" compares the kept frames, as
+                published.
             return_dict: False returns a tuple.
 
         Returns:
-            Poses, and with labels the published loss.
+            Poses, and with labels the published loss: of MHFormer the mean joint error, of the others a weighted sum.
 
         Raises:
             ValueError: another number of frames, joints or channels.
@@ -208,11 +254,12 @@ class HourglassForPoseLifting(PreTrainedModel):
             )
         if labels is not None and labels.shape != (*keypoints.shape[:3], 3):
             raise ValueError(f"labels must be {(*keypoints.shape[:3], 3)} metres, got {tuple(labels.shape)}.")
-        x, pruned = self._encode(keypoints.to(self.embedding.weight.dtype))
+        x, pruned = self._encode(keypoints.to(next(self.get_input_embeddings().parameters()).dtype))
         poses = self.head(x)
         output = HourglassPoseOutput(poses=poses, kept_frames=None if pruned is None else pruned.kept)
         if labels is not None:
-            output.loss_dict = pose_losses(poses, self._target(labels, pruned))
+            losses = mean_joint_error if self.is_mhformer else pose_losses
+            output.loss_dict = losses(poses, self._target(labels, pruned))
             output.loss = total_pose_loss(output.loss_dict)
             output.loss_dict = {name: value.detach() for name, value in output.loss_dict.items()}
         if self.config.output == "frame":
@@ -221,22 +268,27 @@ class HourglassForPoseLifting(PreTrainedModel):
         return output if return_dict is not False else output.to_tuple()
 
     def _encode(self, keypoints: Tensor) -> tuple[Tensor, Pruned | None]:
-        """Tokens for the head, (B, F, J, C), or at the kept frames alone of the output "frame"."""
-        x, frame_table = self.embedding(keypoints) + self.joint_table, self.frame_table[:, :, None]
-        if self.is_mixste:
-            layer = partial(_with_norms, self.joint_norm, self.frame_norm)
-            blocks = [layer(block, frame_table if index == 0 else None) for index, block in enumerate(self.layers)]
-        else:
-            x, blocks = x + frame_table, [*self.layers]
+        """Tokens for the head, (B, F, J, C), of MHFormer (B, F, 3C); at the kept frames alone of the output "frame"."""
+        x, blocks = self._tokens_and_blocks(keypoints)
         pruned = None
         if self.hourglass is None:
             for block in blocks:
                 x = block(x)
         else:
             x, pruned = self.hourglass(x, blocks)
-        if not self.is_mixste:
+        if self.config.architecture == "motionbert":
             x = self.norm(x)
         return x if self.recovery is None else self.recovery(x, pruned), pruned
+
+    def _tokens_and_blocks(self, keypoints: Tensor) -> tuple[Tensor, list[Callable]]:
+        """Tokens of all frames, and what runs over them."""
+        if self.is_mhformer:
+            return self.generation(keypoints), [*self.layers]
+        x, frame_table = self.embedding(keypoints) + self.joint_table, self.frame_table[:, :, None]
+        if not self.is_mixste:
+            return x + frame_table, [*self.layers]
+        layer = partial(_with_norms, self.joint_norm, self.frame_norm)
+        return x, [layer(block, frame_table if index == 0 else None) for index, block in enumerate(self.layers)]
 
     def _target(self, labels: Tensor, pruned: Pruned | None) -> Tensor:
         """Truth of the predicted frames, its root at 0."""

@@ -51,7 +51,7 @@ from .parity import (
     task_solver_probes,
     vqvae_probes,
 )
-from .pose import FIRST_NAMES, pose_names, pose_probes, with_flat_tables
+from .pose import FIRST_NAMES, in_our_shapes, pose_names, pose_probes
 from .reverser import load_own_config
 
 # There in a checkout of the repository, not in an installed package.
@@ -251,7 +251,7 @@ def make_source(
             _check_vqvae_sizes(tensors, config, checkpoint)
         return Source(config, original, tensors, names)
     if isinstance(config, HourglassPoseConfig):
-        return Source(config, original, with_flat_tables(tensors), pose_names(config))
+        return Source(config, original, in_our_shapes(tensors), pose_names(config))
     if isinstance(config, AiTSwinV2Config):
         return _backbone_source(tensors, config, original)
     return _task_solver_source(tensors, config, original, tokenizer_files)

@@ -1,24 +1,26 @@
-"""Original checkpoints of pose lifting (Hourglass Tokenizer): their names, and their forward pass anew."""
+"""Original checkpoints of pose lifting (Hourglass Tokenizer): their names, and questions that prove a conversion."""
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..configuration_hourglass_pose import HourglassPoseConfig
-from ..token_pruning import select_uniform
+from ..hypotheses_pose import NUM_HYPOTHESES, SHORT_SEQUENCE
 from .key_map import NameMap
 from .parity import Probe
+from .plain_pose import PlainPoses
 
-FIRST_NAMES = ("Spatial_patch_to_embedding.weight", "joints_embed.weight")
-"""Tensors that only MixSTE and only MotionBERT have."""
+FIRST_NAMES = ("Spatial_patch_to_embedding.weight", "joints_embed.weight", "Transformer_encoder_1.pos_embed")
+"""Tensors that only MixSTE, only MotionBERT and only MHFormer have."""
 
-RECOVERY_LAYERS = {"linear_q": "query", "linear_k": "key", "linear_v": "value", "proj": "projection"}
+CROSS_ATTENTION = {"linear_q": "query", "linear_k": "key", "linear_v": "value", "proj": "projection"}
 PARAMETERS = ("weight", "bias")  # of a layer
-LAYER_NORM_EPS = 1e-5  # of the output layers' normalisation, whatever the blocks have
+CONVOLUTION = re.compile(r"(embedding_\d(\.0)?|regression\.1)\.weight")
+"""MHFormer's convolutions over one frame at a time."""
 
 
 def pose_names(config: HourglassPoseConfig) -> NameMap:
@@ -32,10 +34,12 @@ def pose_names(config: HourglassPoseConfig) -> NameMap:
             "original checkpoints of pose lifting prune once and recover by attention, got prune_before "
             f"{config.prune_before} and recovery {config.recovery!r}."
         )
+    if config.architecture == "mhformer":
+        return _mhformer_names(config)
     names = _mixste_names(config) if config.architecture == "mixste" else _motionbert_names(config)
     if config.has_recovery:
         names |= {"pos_embed_token": "hourglass.tables.0", "x_token": "recovery.queries"}
-        names |= _layers({f"cross_attention.{x}": f"recovery.{ours}" for x, ours in RECOVERY_LAYERS.items()})
+        names |= _layers({f"cross_attention.{x}": f"recovery.{ours}" for x, ours in CROSS_ATTENTION.items()})
     return names
 
 
@@ -88,15 +92,73 @@ def _motionbert_names(config: HourglassPoseConfig) -> NameMap:
     return names
 
 
-def with_flat_tables(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, MotionBERT's table of frames (1, F, 1, C) as (1, F, C)."""
-    return {name: x.squeeze(2) if name == "temp_embed" and x.ndim == 4 else x for name, x in tensors.items()}
+def _mhformer_names(config: HourglassPoseConfig) -> NameMap:
+    """The original counts its hypotheses from 1."""
+    names: NameMap = {}
+    for number in range(NUM_HYPOTHESES):
+        encoder, ours = f"Transformer_encoder_{number + 1}", f"generation.encoders.{number}"
+        names |= {f"{encoder}.pos_embed": f"{ours}.table"}
+        names |= {f"Transformer_hypothesis.pos_embed_{number + 1}": f"generation.tables.{number}"}
+        names |= _layers({f"norm_{number + 1}": f"generation.norms.{number}", f"{encoder}.norm": f"{ours}.norm"})
+        for block in range(config.generation_layers):
+            names |= _block(f"{encoder}.blocks.{block}", f"{ours}.blocks.{block}")
+        embedding, ours = f"embedding_{number + 1}", f"generation.embeddings.{number}"
+        if config.num_frames > SHORT_SEQUENCE:
+            names |= _layers({embedding: f"{ours}.linear"})
+        else:
+            names |= _layers({f"{embedding}.0": f"{ours}.linear"}) | _batch_norm(f"{embedding}.1", f"{ours}.norm")
+    *refining, crossing = range(config.num_hidden_layers)
+    for layer in refining:
+        names |= _refining(f"Transformer_hypothesis.SHR_blocks.{layer}", f"layers.{layer}")
+    names |= _crossing("Transformer_hypothesis.CHI_blocks.0", f"layers.{crossing}")
+    names |= _layers({"Transformer_hypothesis.norm": "head.norm", "regression.1": "head.linear"})
+    return names | _batch_norm("regression.0", "head.batch_norm")
 
 
-def with_original_tables(tensors: Mapping[str, Tensor], config: HourglassPoseConfig) -> dict[str, Tensor]:
+def _refining(theirs: str, ours: str) -> NameMap:
+    """A block of self-hypothesis refinement."""
+    layers = {}
+    for number in range(NUM_HYPOTHESES):
+        attention = f"{ours}.attentions.{number}"
+        layers[f"{theirs}.norm1_{number + 1}"] = f"{ours}.norms.{number}"
+        layers[f"{theirs}.attn_{number + 1}.qkv"] = f"{attention}.qkv"
+        layers[f"{theirs}.attn_{number + 1}.proj"] = f"{attention}.projection"
+    return _layers(layers) | _mixing(theirs, ours)
+
+
+def _crossing(theirs: str, ours: str) -> NameMap:
+    """A block of cross-hypothesis interaction; a normalisation has the number of its hypothesis, then its place."""
+    layers = {}
+    for number in range(NUM_HYPOTHESES):
+        for part, mine in CROSS_ATTENTION.items():
+            layers[f"{theirs}.attn_{number + 1}.{part}"] = f"{ours}.attentions.{number}.{mine}"
+        for place in range(3):
+            layers[f"{theirs}.norm3_{number + 1}{place + 1}"] = f"{ours}.norms.{number}.{place}"
+    return _layers(layers) | _mixing(theirs, ours)
+
+
+def _mixing(theirs: str, ours: str) -> NameMap:
+    """The MLP over all hypotheses at the end of a block."""
+    mlp = {f"{theirs}.mlp.{layer}": f"{ours}.mixing.mlp.{layer}" for layer in ("fc1", "fc2")}
+    return _layers({f"{theirs}.norm2": f"{ours}.mixing.norm", **mlp})
+
+
+def _batch_norm(theirs: str, ours: str) -> NameMap:
+    parts = (*PARAMETERS, "running_mean", "running_var", "num_batches_tracked")
+    return {f"{theirs}.{part}": f"{ours}.{part}" for part in parts}
+
+
+def in_our_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Original tensors: MotionBERT's table of frames (1, F, 1, C) as (1, F, C), MHFormer's convolutions as linear."""
+    shaped = {name: x.squeeze(2) if name == "temp_embed" and x.ndim == 4 else x for name, x in tensors.items()}
+    return {name: x.squeeze(2) if CONVOLUTION.fullmatch(name) and x.ndim == 3 else x for name, x in shaped.items()}
+
+
+def in_original_shapes(tensors: Mapping[str, Tensor], config: HourglassPoseConfig) -> dict[str, Tensor]:
     """Our tensors with the shapes of the original's."""
-    is_flat = config.architecture == "mixste"
-    return {name: x if is_flat or name != "frame_table" else x.unsqueeze(2) for name, x in tensors.items()}
+    names = {ours: theirs for theirs, ours in pose_names(config).items()}
+    widened = {ours for ours, theirs in names.items() if theirs == "temp_embed" or CONVOLUTION.fullmatch(theirs)}
+    return {name: x.unsqueeze(2) if name in widened else x for name, x in tensors.items()}
 
 
 def pose_probes(tensors: Mapping[str, Tensor], config: HourglassPoseConfig) -> list[Probe]:
@@ -113,6 +175,8 @@ def pose_probes(tensors: Mapping[str, Tensor], config: HourglassPoseConfig) -> l
     keypoints = torch.randn(size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         poses = PlainPoses(tensors, config).poses(keypoints)
+    if config.output == "frame" and not config.prune_before:
+        poses = poses[:, config.middle_frame : config.middle_frame + 1]
     return [Probe("pose lifting: poses", partial(_evenly_pruned_poses, keypoints), poses)]
 
 
@@ -127,89 +191,3 @@ def _evenly_pruned_poses(keypoints: Tensor, model: Any) -> Tensor:
         if selection is not None:
             model.hourglass.selection = selection
     return output.poses if output.kept_poses is None else output.kept_poses
-
-
-class PlainPoses:
-    """MixSTE and MotionBERT from the original's tensors, written from their description with plain tensor operations.
-
-    Args:
-        tensors: original name -> tensor.
-        config: of the model.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], config: HourglassPoseConfig):
-        self.tensors, self.config = tensors, config
-
-    def poses(self, keypoints: Tensor) -> Tensor:
-        """Poses (B, F, J, 3), of a frame's model (B, f, J, 3) at the kept frames, of keypoints (B, F, J, channels)."""
-        is_mixste = self.config.architecture == "mixste"
-        x = self.mixste(keypoints) if is_mixste else self.motionbert(keypoints)
-        if self.config.has_recovery:
-            x = self.recovered(x)
-        if is_mixste:
-            return self.linear("head.1", self.norm("head.0", x, LAYER_NORM_EPS))
-        return self.linear("head", self.linear("pre_logits.fc", x).tanh())
-
-    def mixste(self, keypoints: Tensor) -> Tensor:
-        """Tokens before the recovery."""
-        x = self.linear("Spatial_patch_to_embedding", keypoints) + self.tensors["Spatial_pos_embed"][:, None]
-        for number in range(self.config.num_hidden_layers):
-            x = self.pruned(x, number)
-            x = self.norm("Spatial_norm", self.block(f"STEblocks.{number}", x, over_frames=False))
-            x = x if number else x + self.tensors["Temporal_pos_embed"][:, :, None]
-            x = self.norm("Temporal_norm", self.block(f"TTEblocks.{number}", x, over_frames=True))
-        return x
-
-    def motionbert(self, keypoints: Tensor) -> Tensor:
-        """Tokens before the recovery, normalised."""
-        x = self.linear("joints_embed", keypoints) + self.tensors["pos_embed"][:, None]
-        x = x + self.tensors["temp_embed"].flatten(1, -2)[:, :, None]
-        for number in range(self.config.num_hidden_layers):
-            x = self.pruned(x, number)
-            st, ts = f"blocks_st.{number}", f"blocks_ts.{number}"
-            first = self.block(st, self.block(st, x, False, "_s"), True, "_t")
-            second = self.block(ts, self.block(ts, x, True, "_t"), False, "_s")
-            share = self.linear(f"ts_attn.{number}", torch.cat([first, second], -1)).softmax(-1)
-            x = first * share[..., :1] + second * share[..., 1:]
-        return self.norm("norm", x)
-
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        """x W^T + b."""
-        return x @ self.tensors[f"{name}.weight"].T + self.tensors[f"{name}.bias"]
-
-    def norm(self, name: str, x: Tensor, eps: float | None = None) -> Tensor:
-        """Layer normalisation."""
-        weight, bias = (self.tensors[f"{name}.{part}"] for part in PARAMETERS)
-        return F.layer_norm(x, weight.shape, weight, bias, self.config.layer_norm_eps if eps is None else eps)
-
-    def block(self, name: str, x: Tensor, over_frames: bool, suffix: str = "") -> Tensor:
-        """Pre-norm block; attention over the frames, or over the joints, of (B, T, J, C)."""
-        mixed = self.linear(f"{name}.attn{suffix}.qkv", self.norm(f"{name}.norm1{suffix}", x))
-        q, k, v = (part.transpose(1, 2) if over_frames else part for part in mixed.chunk(3, -1))
-        attended = self.attention(q, k, v)
-        attended = attended.transpose(1, 2) if over_frames else attended
-        x = x + self.linear(f"{name}.attn{suffix}.proj", attended)
-        hidden = F.gelu(self.linear(f"{name}.mlp{suffix}.fc1", self.norm(f"{name}.norm2{suffix}", x)))
-        return x + self.linear(f"{name}.mlp{suffix}.fc2", hidden)
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Softmax attention along the last axis but one."""
-        heads = self.config.num_attention_heads
-        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))
-        weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
-        return (weights @ v).transpose(-3, -2).flatten(-2)
-
-    def pruned(self, x: Tensor, number: int) -> Tensor:
-        """x without the frames that go before layer `number`: even ones stay, and the middle of a frame's model."""
-        if number not in self.config.prune_before:
-            return x
-        always = self.config.middle_frame if self.config.output == "frame" else None
-        (frames,) = select_uniform(x[:1].mean(2), self.config.num_kept_frames[0], always)
-        return x[:, frames] + (self.tensors["pos_embed_token"][:, :, None] if self.config.has_recovery else 0)
-
-    def recovered(self, x: Tensor) -> Tensor:
-        """All frames (B, F, J, C) of the kept ones."""
-        queries, x = self.tensors["x_token"], x.transpose(1, 2)
-        q, k, v = (self.linear(f"cross_attention.linear_{n}", y) for n, y in (("q", queries), ("k", x), ("v", x)))
-        attended = self.attention(q.expand(*x.shape[:2], -1, -1), k, v)
-        return (queries + self.linear("cross_attention.proj", attended)).transpose(1, 2)

@@ -17,7 +17,7 @@ from . import plain
 from .checkpoint import CheckpointError
 from .key_map import NameMap, dropped_shapes, invert, task_solver_names, vqvae_names
 from .original_config import original_from_ait_config, original_from_vqvae_config
-from .pose import pose_names, with_original_tables
+from .pose import in_original_shapes, pose_names
 
 CONFIG_CLASSES = {config.model_type: config for config in (AiTConfig, AiTVQVAEConfig, HourglassPoseConfig)}
 
@@ -86,7 +86,7 @@ def to_original(
     names: NameMap
     buffers: dict[str, Tensor] = {}
     if isinstance(config, HourglassPoseConfig):
-        names, original, tensors = pose_names(config), {}, with_original_tables(tensors, config)
+        names, original, tensors = pose_names(config), {}, in_original_shapes(tensors, config)
     elif isinstance(config, AiTVQVAEConfig):
         names, original = vqvae_names(config), original_from_vqvae_config(config)
     else:
@@ -98,7 +98,8 @@ def to_original(
             f"The folder's weights do not fit its configuration: missing {sorted(set(theirs) - set(tensors))}, unknown "
             f"{sorted(set(tensors) - set(theirs))}. An initialisation without decoder has no original layout."
         )
-    return {**{theirs[name]: tensor.float() for name, tensor in tensors.items()}, **buffers}, original
+    renamed = {theirs[name]: x.float() if x.is_floating_point() else x for name, x in tensors.items()}
+    return {**renamed, **buffers}, original
 
 
 def reverse(folder: str | Path, output: str | Path) -> Path:

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
-from ..configuration_hourglass_pose import HourglassPoseConfig
+from ..configuration_hourglass_pose import HourglassPoseConfig, middle_frame
 from ..metrics import POSE_METRICS, pose_metrics
 from ..modeling_hourglass_pose import HourglassForPoseLifting
 from ..processing_hourglass_pose import HourglassPoseProcessor, never_seen
@@ -29,6 +31,7 @@ logger = logging.get_logger(__name__)
 
 EVAL_BATCH = 32  # windows per forward pass of an evaluation
 SHOWN_VIDEOS = 3
+LARGE_DECAY_EPOCHS = 5
 
 
 @strict
@@ -42,7 +45,8 @@ class PoseDataRecipe:
         train_split: split to train on.
         eval_split: split to evaluate on.
         eval_limit: evaluate on the first so many videos; None is all.
-        stride: frames from one training window to the next; None is their length.
+        stride: frames from one training window to the next; None is their length. Models of the middle frame alone were
+            published with 1: a window around every frame.
     """
 
     dataset: str
@@ -77,6 +81,8 @@ class PoseRecipe:
         output: folder of the run.
         model: what to train.
         epoch_decay: factor on the learning rate after every epoch; None leaves it to `training.lr_scheduler_type`.
+        large_decay: factor in place of `epoch_decay` after every fifth epoch, as MHFormer was published; None has none.
+        amsgrad: let the optimizer, one of the Adam family, divide by the largest second moment so far.
         resume: go on from the run's last checkpoint.
         training: fields of `transformers.TrainingArguments`, but for its `output_dir`.
     """
@@ -85,8 +91,18 @@ class PoseRecipe:
     output: str
     model: PoseModelRecipe = field(default_factory=PoseModelRecipe)
     epoch_decay: float | None = None
+    large_decay: float | None = None
+    amsgrad: bool = False
     resume: bool = False
     training: dict[str, Any] = field(default_factory=dict)
+
+    def validate_decay(self) -> None:
+        """The large decay takes the place of the other."""
+        if self.large_decay is not None and self.epoch_decay is None:
+            raise ValueError(
+                f"large_decay {self.large_decay} takes the place of epoch_decay after every {LARGE_DECAY_EPOCHS}th "
+                "epoch; give epoch_decay too, 1.0 for none in the epochs between, or leave large_decay out."
+            )
 
 
 class PoseVideos(Dataset):
@@ -127,6 +143,9 @@ class PoseVideos(Dataset):
 class PoseWindows(Dataset):
     """Training windows of videos, each as it is and mirrored; without chance, so that resumed runs repeat.
 
+    For models of the middle frame alone they lie around frames, as in evaluation, the first and the last repeated past
+    the ends; with a stride of 1 around every frame. Those for sequences lie inside their video.
+
     Args:
         videos: the videos.
         stride: frames from one window to the next.
@@ -135,21 +154,27 @@ class PoseWindows(Dataset):
     def __init__(self, videos: PoseVideos, stride: int):
         self.videos = videos
         self.length = videos.processor.num_frames
+        self.stride = stride
         self.places = [
-            (video, start)
-            for video, keypoints in enumerate(videos.keypoints)
-            for start in range(0, max(len(keypoints) - self.length, 0) + 1, stride)
+            (video, start) for video, keypoints in enumerate(videos.keypoints) for start in self._starts(len(keypoints))
         ]
+
+    def _starts(self, length: int) -> range:
+        """First frames of the windows over a video; they may lie before it."""
+        if self.videos.processor.output == "frame":
+            before = middle_frame(self.length)
+            return range(min(self.stride // 2, (length - 1) // 2) - before, length - before, self.stride)
+        return range(0, max(length - self.length, 0) + 1, self.stride)
 
     def __len__(self) -> int:
         return 2 * len(self.places)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """`keypoints` (F, J, channels) and `labels` (F, J, 3) metres; short videos repeat their last frame."""
+        """`keypoints` (F, J, channels) and `labels` (F, J, 3) metres; past the ends of a video its end is repeated."""
         place, is_mirrored = divmod(index, 2)
         video, start = self.places[place]
         keypoints, joints = self.videos[video]
-        frames = torch.arange(start, start + self.length).clamp(max=len(keypoints) - 1)
+        frames = torch.arange(start, start + self.length).clamp(0, len(keypoints) - 1)
         window = {"keypoints": keypoints[frames], "labels": joints[frames]}
         if is_mirrored:
             window = {name: self.videos.processor.mirror(x) for name, x in window.items()}
@@ -160,24 +185,39 @@ class PoseTrainer(Trainer):
     """`Trainer` whose evaluation lifts whole videos and reports `eval_mpjpe` and the others of `pose_metrics`.
 
     Args:
-        epoch_decay: factor on the rate after every epoch, see `PoseRecipe`.
+        recipe: its `epoch_decay`, `large_decay` and `amsgrad` count here.
         options: of `Trainer`; `eval_dataset` are `PoseVideos`.
     """
 
-    def __init__(self, *, epoch_decay: float | None, **options: Any):
+    def __init__(self, *, recipe: PoseRecipe, **options: Any):
         super().__init__(**options)
-        self.epoch_decay = epoch_decay
+        self.recipe = recipe
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """What the arguments say, and `amsgrad`."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if not self.recipe.amsgrad:
+            return optimizer
+        for group in optimizer.param_groups:
+            if "amsgrad" not in group:
+                raise RecipeError(
+                    f"amsgrad is an option of Adam and AdamW, but training.optim is "
+                    f"{OptimizerNames(self.args.optim).value}; set one to adamw_torch or the other to false."
+                )
+            group["amsgrad"] = True
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The published decay, or what the arguments say."""
-        if self.epoch_decay is None:
+        rate, large = self.recipe.epoch_decay, self.recipe.large_decay
+        if rate is None:
             return super().create_scheduler(num_training_steps, optimizer)
         samples: Any = self.train_dataset
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         per_epoch = math.ceil(len(samples) / batch)
-        rate = self.epoch_decay
         target: Any = optimizer or self.optimizer
-        schedule = torch.optim.lr_scheduler.LambdaLR(target, lambda step: rate ** (step // per_epoch))
+        decay = partial(_decay, rate, rate if large is None else large)
+        schedule = torch.optim.lr_scheduler.LambdaLR(target, lambda step: decay(step // per_epoch))
         self.lr_scheduler = schedule
         return schedule
 
@@ -190,6 +230,11 @@ class PoseTrainer(Trainer):
         self.log({**figures})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
+
+
+def _decay(rate: float, large: float, epochs: int) -> float:
+    """What is left of the learning rate after so many epochs."""
+    return rate ** (epochs - epochs // LARGE_DECAY_EPOCHS) * large ** (epochs // LARGE_DECAY_EPOCHS)
 
 
 @torch.no_grad()
@@ -266,7 +311,7 @@ def train_pose(recipe: PoseRecipe) -> Path:
         args=arguments,
         train_dataset=windows,
         eval_dataset=eval_videos,
-        epoch_decay=recipe.epoch_decay,
+        recipe=recipe,
     )
     trainer.train(resume_from_checkpoint=_last_checkpoint(arguments) if recipe.resume else None)
     return _finish(trainer, processor, output)
