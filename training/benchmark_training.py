@@ -27,11 +27,11 @@ from transformers_ait import AiTConfig, AiTForDenseAndInstancePrediction
 from transformers_ait.conversion.plain import plain_backbone, plain_depth_losses, plain_encoder_memory
 from transformers_ait.data import SyntheticRooms  # noqa: F401  (registers synthetic_rooms)
 from transformers_ait.data.augmentation_dense import dense_training_transform
-from transformers_ait.data.augmentation_instance import instance_training_transform
 from transformers_ait.engine.dense_data import DenseRows
 from transformers_ait.engine.dense_training import augmented_dense_sample
 from transformers_ait.engine.instance_data import InstanceRows
-from transformers_ait.engine.instance_training import augmented_instance_sample
+from transformers_ait.engine.instance_training import InstanceAugmentation
+from transformers_ait.engine.recipe_models import InstanceAugmentationRecipe
 from transformers_ait.map_kinds_ait import MAP_KINDS
 
 LEARNING_RATE = 1e-6  # both sides stay where they are, so that their losses can be compared
@@ -116,10 +116,10 @@ def samples_per_second(tiny: bool) -> dict[str, float]:
     )
     kinds = {"depth": MAP_KINDS["depth"]}
     maps, objects = DenseRows(rows, kinds), InstanceRows(rows)
-    transform, jitter = dense_training_transform(height, kinds), instance_training_transform(width)
+    transform = dense_training_transform(height, kinds)
     makers: dict[str, Callable[[int], object]] = {
         "depth, 480 x 640 to 480 x 480": lambda index: augmented_dense_sample(maps, index, transform),
-        "instance, 480 x 640 to 640 x 640": lambda index: augmented_instance_sample(objects, index, width, jitter),
+        "instance, 480 x 640 to 640 x 640": InstanceAugmentation(objects, width, InstanceAugmentationRecipe()),
     }
     rates = {}
     with limited_threads(1):

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
+COLOUR_JITTER = (0.4, 0.4, 0.4, 0.05)  # largest changes of brightness, contrast, saturation and hue
 MIN_SIDE = 0.01  # pixels; smaller boxes hold no object
 
 
@@ -82,13 +83,16 @@ def _window(side: int, factor: float, limit: int, place: float) -> tuple[int, in
     return round(place * (side - extent)), extent, limit
 
 
-def instance_training_transform(size: int, scale: Sequence[float] = (0.1, 3.0), flip: float = 0.5) -> v2.Compose:
+def instance_training_transform(
+    size: int, scale: Sequence[float] = (0.1, 3.0), flip: float = 0.5, colour: float = 0.0
+) -> v2.Compose:
     """The training augmentation of the original AiT: large-scale jitter, random crop, flip; the crop may be empty.
 
     Args:
         size: largest side of the result in pixels.
         scale: factors of the jitter, relative to an image whose longest side is `size`.
         flip: probability of a horizontal flip.
+        colour: probability of other brightness, contrast, saturation and hue; 0 in the original.
 
     Returns:
         A transform of dictionaries with `image`, `boxes`, `masks` and `labels` (class indices (N,)), from which
@@ -98,6 +102,7 @@ def instance_training_transform(size: int, scale: Sequence[float] = (0.1, 3.0), 
         [
             RandomScaleCrop(size, scale),
             v2.RandomHorizontalFlip(flip),
+            *([v2.RandomApply([v2.ColorJitter(*COLOUR_JITTER)], colour)] if colour else []),
             DropSmallBoxes(),
         ]
     )

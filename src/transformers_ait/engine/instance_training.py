@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 from transformers import PreTrainedModel
 
 from ..configuration_dense_tasks import OBJECT_TASKS, dense_task
 from ..data.augmentation_instance import instance_training_transform
+from ..data.copy_paste import Backgrounds, paste_objects, some_objects
 from ..image_processing_ait_instance import AiTInstanceImageProcessor
 from ..modeling_ait import AiTForDenseAndInstancePrediction
 from .finetuning import complete_model
@@ -24,7 +24,7 @@ from .initialization import build_task_solver
 from .instance_data import NUCLEUS_SEED, InstanceRows, evaluate_objects, load_instance_rows
 from .instance_panel import instance_panel
 from .loop import make_accelerator, train
-from .recipe_models import InstanceModelRecipe, InstanceRecipe
+from .recipe_models import InstanceAugmentationRecipe, InstanceModelRecipe, InstanceRecipe
 from .recipes import RecipeError
 from .sampling import Sample
 from .saving import save_task_solver
@@ -65,7 +65,7 @@ class InstanceTask:
         self.mean, self.std = (
             torch.tensor(values)[:, None, None] for values in (self.processor.image_mean, self.processor.image_std)
         )
-        self.transform = instance_training_transform(self.size, recipe.augmentation.scale, recipe.augmentation.flip)
+        self.augment = InstanceAugmentation(train_rows, self.size, recipe.augmentation)
         self.needed = ("boxes", "class_labels", "masks") if task == INSTANCE_TASK else ("boxes", "class_labels")
         # Of a model that shares its classes with maps, the data's may be a part, in another order.
         places = {name: index for index, name in model.config.id2label.items()}
@@ -78,7 +78,7 @@ class InstanceTask:
 
     def sample(self, index: Any) -> Sample:
         """Augmented image (3, S, S), normalised and padded, and its objects in its pixels."""
-        image, labels = augmented_instance_sample(self.train_rows, index, self.size, self.transform)
+        image, labels = self.augment(index)
         height, width = labels["image_size"]
         pixel_values = (image / 255 - self.mean) / self.std
         labels["class_labels"] = self.classes[labels["class_labels"]]
@@ -139,31 +139,57 @@ class InstanceTask:
         return [entry for entry in results if entry["category_id"] < count]
 
 
-def augmented_instance_sample(
-    rows: InstanceRows, index: Any, size: int, transform: v2.Compose
-) -> tuple[Tensor, dict[str, Any]]:
-    """Augmented image (3, h, w) uint8 and its labels as the model takes them, masks padded to (N, size, size).
+class InstanceAugmentation:
+    """Augmented images and their labels as the model takes them.
 
     Args:
         rows: training data.
-        index: number of a row, or a row of a stream.
         size: side of the model's input.
-        transform: of `instance_training_transform`.
+        recipe: what is done to them.
+
+    Raises:
+        RecipeError: pasting from a stream, whose rows have no numbers.
+        FileNotFoundError: a folder of backgrounds holds no picture.
     """
-    objects, image = rows.objects(index), rows.image(index)
-    height, width = image.shape[1:]
-    boxes = tv_tensors.BoundingBoxes(objects.boxes, format="XYXY", canvas_size=(height, width))
-    masks = tv_tensors.Mask(objects.masks)
-    sample = {"image": tv_tensors.Image(image), "boxes": boxes, "masks": masks, "labels": objects.class_labels}
-    moved = {name: value.as_subclass(Tensor) for name, value in transform(sample).items()}
-    height, width = moved["image"].shape[1:]
-    labels = {
-        "boxes": moved["boxes"].float(),
-        "class_labels": moved["labels"],
-        "masks": F.pad(moved["masks"], (0, size - width, 0, size - height)),
-        "image_size": (height, width),
-    }
-    return moved["image"], labels
+
+    def __init__(self, rows: InstanceRows, size: int, recipe: InstanceAugmentationRecipe) -> None:
+        if recipe.paste and rows.stream is not None:
+            raise RecipeError(
+                "augmentation.paste picks other images by number, which data.streaming has not; leave one out."
+            )
+        self.rows = rows
+        self.size = size
+        self.paste, self.background = recipe.paste, recipe.background
+        self.backgrounds = Backgrounds(recipe.backgrounds) if recipe.background else None
+        self.transform = instance_training_transform(size, recipe.scale, recipe.flip, recipe.colour)
+
+    def __call__(self, index: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Image (3, h, w) uint8 and labels, masks padded to (N, size, size), of a row's number or a stream's row."""
+        sample = self._moved(index)
+        # Without these no number is drawn: older recipes see the samples that they always saw.
+        if self.backgrounds is not None and float(torch.rand(())) < self.background:
+            everything = torch.ones(len(sample["labels"]), dtype=torch.bool)
+            sample = paste_objects(self.backgrounds.draw((self.size, self.size)), sample, everything)
+        if self.paste and float(torch.rand(())) < self.paste:
+            other = self._moved(int(torch.randint(len(self.rows), ())))
+            sample = paste_objects(sample, other, some_objects(len(other["labels"])))
+        moved = {name: value.as_subclass(Tensor) for name, value in sample.items()}
+        height, width = moved["image"].shape[1:]
+        labels = {
+            "boxes": moved["boxes"].float(),
+            "class_labels": moved["labels"],
+            "masks": F.pad(moved["masks"], (0, self.size - width, 0, self.size - height)),
+            "image_size": (height, width),
+        }
+        return moved["image"], labels
+
+    def _moved(self, index: Any) -> dict[str, Any]:
+        objects, image = self.rows.objects(index), self.rows.image(index)
+        boxes = tv_tensors.BoundingBoxes(objects.boxes, format="XYXY", canvas_size=image.shape[1:])
+        masks = tv_tensors.Mask(objects.masks)
+        return self.transform(
+            {"image": tv_tensors.Image(image), "boxes": boxes, "masks": masks, "labels": objects.class_labels}
+        )
 
 
 def instance_image_processor(size: int, recipe: InstanceModelRecipe) -> AiTInstanceImageProcessor:

@@ -234,10 +234,23 @@ class InstanceAugmentationRecipe:
     Args:
         scale: least and largest factor of large-scale jitter.
         flip: probability of a horizontal flip.
+        colour: probability of other brightness, contrast, saturation and hue.
+        background: probability that the objects are moved onto a picture of `backgrounds`.
+        backgrounds: folders of pictures, or patterns of files, that show no object of the classes.
+        paste: probability that objects of another image are pasted over this one (Simple Copy-Paste, arXiv 2012.07177).
     """
 
     scale: list[float | int] = field(default_factory=lambda: [0.1, 3.0])
     flip: float | int = 0.5
+    colour: float | int = 0.0
+    background: float | int = 0.0
+    backgrounds: list[str] = field(default_factory=list)
+    paste: float | int = 0.0
+
+    def validate_backgrounds(self) -> None:
+        """Pictures to move objects onto come from somewhere."""
+        if self.background and not self.backgrounds:
+            raise ValueError("background is how often backgrounds are used: name folders of pictures in backgrounds")
 
     def validate_scale(self) -> None:
         """Two positive factors, the least first."""
