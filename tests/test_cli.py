@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +259,69 @@ def test_frames_of_a_video(small, tmp_path, capsys):
     assert "broken.mp4: cannot be read as a video" in error and "clip.mp4:" not in error
 
 
+def read_video(path):
+    av = pytest.importorskip("av")
+    with av.open(str(path)) as container:
+        return container.streams.video[0].average_rate, [
+            x.to_ndarray(format="rgb24") for x in container.decode(video=0)
+        ]
+
+
+def test_a_smoothed_video_as_files_and_as_a_video(small, tmp_path, capsys):
+    """Every other frame is a little brighter, and its map a little different."""
+    still = room(height=48, width=62)
+    write_video(tmp_path / "clip.avi", [still.point(lambda x, more=3 * (n % 2): x + more) for n in range(5)])
+    given = [tmp_path / "clip.avi", "--model", small, "--output", tmp_path / "out", "--tasks", "depth"]
+    assert predict(*given, "--smooth", "2", "--formats", "npy,video") == 0
+    printed = capsys.readouterr().out
+    assert "clip.avi, change of what does not move, from frame to frame: depth" in printed and "5 images" in printed
+    single = tmp_path / "single"
+    assert predict(*given[:3], "--output", single, "--tasks", "depth", "--formats", "npy") == 0
+    maps = [[np.load(x) for x in sorted(folder.rglob("*.npy"))] for folder in (tmp_path / "out", single)]
+    assert len(maps[0]) == len(maps[1]) == 5
+    change = [np.mean([np.abs(x - y).mean() for x, y in pairwise(of)]) for of in maps]
+    assert 0 < change[0] < 0.7 * change[1]
+    rate, shown = read_video(tmp_path / "out" / "clip.avi.depth.mp4")
+    low, high = maps[0][0].min(), maps[0][0].max()
+    expected = colorize_map(torch.from_numpy(maps[0][4]), "depth", None, float(low), float(high))
+    assert rate == 5 and len(shown) == 5 and shown[0].shape == (48, 62, 3)
+    assert np.corrcoef(shown[4].ravel(), expected.ravel())[0, 1] > 0.9  # in colours at half the resolution
+    # What exists stays.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*")}
+    assert predict(*given, "--smooth", "0", "--formats", "npy,video") == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "->" in printed and "->" not in capsys.readouterr().out
+
+
+def test_videos_and_photographs_in_one_run(small, photos, tmp_path):
+    for name in ("a.mp4", "c.mp4"):
+        write_video(tmp_path / name, [room(height=48, width=64)] * 3)
+    given = [
+        tmp_path / "a.mp4",
+        photos / "high.jpg",
+        tmp_path / "c.mp4",
+        "--model",
+        small,
+        "--output",
+        tmp_path / "out",
+    ]
+    assert predict(*given, "--smooth", "4", "--tasks", "height", "--formats", "npy,video", "--batch-size", "2") == 0
+    frames = [f"{name}.mp4/00000{number}.height.npy" for name in "ac" for number in range(3)]
+    videos = ["a.mp4.height.mp4", "c.mp4.height.mp4"]
+    assert files_of(tmp_path / "out") == sorted([*frames, *videos, "photos/high.height.npy"])
+
+
+def test_a_video_that_cannot_be_written_leaves_nothing(small, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    write_video(tmp_path / "clip.mp4", [room(height=48, width=64)] * 2)
+    monkeypatch.setattr(writing.VideoFile, "add", full)
+    given = [tmp_path / "clip.mp4", "--model", small, "--output", tmp_path / "out", "--tasks", "depth"]
+    assert predict(*given, "--formats", "video") == 1
+    assert "No space left" in capsys.readouterr().err and files_of(tmp_path / "out") == []
+
+
 def test_videos_without_the_library_are_refused(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "clip.mov").touch()
@@ -342,7 +406,10 @@ def test_annotations_are_complete_or_absent(tmp_path):
     ("extra", "words"),
     [
         (["--tasks", "depth,normals"], "does not do normals; its tasks are depth, height"),
-        (["--formats", "jpeg"], "--formats knows colour, overlay, png16, npy, coco, got 'jpeg'"),
+        (["--formats", "jpeg"], "--formats knows colour, overlay, png16, npy, coco, video, got 'jpeg'"),
+        (["--formats", "video"], "none is among the inputs"),
+        (["--smooth", "3"], "none is among the inputs"),
+        (["--smooth", "-1"], "must be 0 or more frames"),
         (["--formats", "coco"], "(depth, height) can be written as coco"),
         (["--output", "photos"], "is an input too"),
         (["--output", "photos/wide.png"], "is a file"),

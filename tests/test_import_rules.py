@@ -47,7 +47,7 @@ LEVELS = (
 )
 # Never shipped: they may import everything above, except where the next table says otherwise.
 NOT_SHIPPED = {
-    *("__init__", "__main__", "remote_code", "optimization", "paligemma_tokens", "hourglass_images"),
+    *("__init__", "__main__", "remote_code", "optimization", "paligemma_tokens", "hourglass_images", "video_smoothing"),
     *("visualization", "visualization_colors", "visualization_objects", "visualization_panel", "visualization_pose"),
 }
 PACKAGES = {"data", "metrics", "conversion", "engine", "export", "cli"}

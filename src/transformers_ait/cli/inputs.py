@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..image_processing_ait_dense import AiTDenseImageProcessor
 
 PHOTO_SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
+UNKNOWN_RATE = Fraction(25)  # frames per second of a video that does not say
 
 _READER = AiTDenseImageProcessor()
 
@@ -48,11 +50,15 @@ class Frame:
         image: upright RGB.
         file_name: as in `Source`; of a frame the video's with the frame's number.
         key: as in `Source`; of a frame below the video's.
+        video: of a frame the video's key; None of a photograph.
+        rate: of a frame, how many its video shows in a second.
     """
 
     image: Image.Image
     file_name: str
     key: str
+    video: str | None = None
+    rate: Fraction | None = None
 
 
 def is_video(path: Path) -> bool:
@@ -103,9 +109,11 @@ def read_frames(source: Source, is_wanted: Callable[[str], bool]) -> Iterator[Fr
         if is_wanted(source.key):
             yield Frame(read_photo(source.path), source.file_name, source.key)
         return
-    for number, image in enumerate(_video_images(source.path, lambda x: is_wanted(_frame_name(source.key, x)))):
+    frames = _video_images(source.path, lambda x: is_wanted(_frame_name(source.key, x)))
+    for number, (image, rate) in enumerate(frames):
         if image is not None:
-            yield Frame(image, _frame_name(source.file_name, number), _frame_name(source.key, number))
+            names = _frame_name(source.file_name, number), _frame_name(source.key, number)
+            yield Frame(image, *names, video=source.key, rate=rate)
 
 
 def read_photo(path: Path) -> Image.Image:
@@ -130,16 +138,17 @@ def video_library() -> Any:
         raise ImportError("Videos need PyAV, which is optional: pip install 'transformers_ait[video]'.") from error
 
 
-def _video_images(path: Path, is_wanted: Callable[[int], bool]) -> Iterator[Image.Image | None]:
-    """Every frame of a video, upright; None in place of those that are not wanted."""
+def _video_images(path: Path, is_wanted: Callable[[int], bool]) -> Iterator[tuple[Image.Image | None, Fraction]]:
+    """Every frame of a video, upright, and frames per second; None in place of frames that are not wanted."""
     av = video_library()
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise OSError("holds no pictures")
+            rate = container.streams.video[0].average_rate or UNKNOWN_RATE
             for number, frame in enumerate(container.decode(video=0)):
                 turned = frame.to_image().rotate(frame.rotation, expand=True) if is_wanted(number) else None
-                yield turned
+                yield turned, rate
     except av.FFmpegError as error:
         raise OSError(f"cannot be read as a video to its end ({error})") from error
 

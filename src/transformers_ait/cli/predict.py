@@ -12,6 +12,7 @@ with its name. Formats:
   png16     16-bit PNG: depth in millimetres (at most 65.535 m), or class ids
   npy       the map as NumPy reads it: depth (H, W) in metres, normals (3, H, W), class ids (H, W), values (C, H, W)
   coco      one TASK.coco.json of all images: boxes and masks of objects, with scores
+  video     of a video one TASK.mp4 in the colours of its first frame, or with the objects
 
 By default a map is written as colour, and as png16 or else npy; objects as overlay and coco.
 
@@ -21,7 +22,7 @@ named, and the rest goes on. Exit status: 0 all well, 1 something could not be r
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from transformers.utils import logging
 
 from .inputs import Frame, Source, find_sources, read_frames, video_library
 from .predictor import Predictor
-from .writing import FORMATS, PredictionWriter, chosen_formats
+from .videos import Predicted, VideoSmoothing
+from .writing import FORMATS, VIDEO, PredictionWriter, chosen_formats
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -49,9 +51,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", type=_names, metavar="A,B", help="some of the checkpoint's tasks; default: all")
     parser.add_argument("--formats", type=_names, metavar="A,B", help=f"some of {', '.join(FORMATS)}; default: above")
     parser.add_argument("--threshold", type=_share, default=0.5, help="least score of objects; default: 0.5")
-    parser.add_argument("--device", type=_device, default="auto", help="such as cpu, cuda:1; default: auto")
+    parser.add_argument("--device", type=device_named, default="auto", help="such as cpu, cuda:1; default: auto")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; default: auto, as stored")
     parser.add_argument("--batch-size", type=_count, default=1, help="images per forward pass; default: 1")
+    parser.add_argument(
+        "--smooth",
+        type=_frames,
+        metavar="N",
+        help="videos: average what does not move over N frames before and after, 3 for instance, and print how much "
+        "maps flicker; 0 prints it alone",
+    )
     parser.add_argument("--recursive", action="store_true", help="look into folders inside of folders")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     return parser
@@ -71,7 +80,8 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, ValueError, ImportError, RuntimeError, AssertionError) as error:
         _complain(str(error))
         return 2
-    run = _Run(sources, writer)
+    smoothing = None if options.smooth is None else VideoSmoothing(predictor.config, predictor.tasks, options.smooth)
+    run = _Run(sources, writer, smoothing)
     try:
         with writer, tqdm(total=len(sources), unit="file", disable=None) as bar:
             run.predict(predictor, options.batch_size, options.threshold, bar)
@@ -84,6 +94,8 @@ def main(arguments: Sequence[str]) -> int:
     except torch.OutOfMemoryError as error:
         _complain(f"{error}; a smaller --batch-size needs less memory")
         return 1
+    for line in smoothing.report if smoothing else []:
+        print(line)
     print(run.summary(options.output))
     return 1 if problems or run.unreadable else 0
 
@@ -94,10 +106,13 @@ class _Run:
     Args:
         sources: to read.
         writer: of the files.
+        smoothing: of videos; None leaves every frame as it is.
     """
 
-    def __init__(self, sources: Sequence[Source], writer: PredictionWriter) -> None:
-        self.sources, self.writer = sources, writer
+    def __init__(
+        self, sources: Sequence[Source], writer: PredictionWriter, smoothing: VideoSmoothing | None = None
+    ) -> None:
+        self.sources, self.writer, self.smoothing = sources, writer, smoothing
         self.done = self.kept = self.unreadable = 0
 
     def predict(self, predictor: Predictor, batch_size: int, threshold: float, bar: tqdm) -> None:
@@ -107,9 +122,10 @@ class _Run:
             images = [frame.image for frame in batch]
             predictions = predictor.predict(images, threshold, with_results=bool(self.writer.coco))
             for frame, of_image in zip(batch, predictions, strict=True):
-                self.writer.write(frame, of_image)
+                self._write(self.smoothing.feed(frame, of_image) if self.smoothing else [(frame, of_image)])
                 self.done += 1
                 bar.set_postfix_str(frame.file_name)
+        self._write(self.smoothing.finish() if self.smoothing else [])
 
     def summary(self, folder: Path) -> str:
         """What happened, in a line."""
@@ -118,14 +134,22 @@ class _Run:
         parts += [f"{self.unreadable} of {len(self.sources)} files could not be read"] if self.unreadable else []
         return "; ".join(parts)
 
+    def _write(self, predicted: Iterable[Predicted]) -> None:
+        for frame, of_image in predicted:
+            self.writer.write(frame, of_image)
+
     def _frames(self, bar: tqdm) -> Iterator[Frame]:
         for source in self.sources:
             try:
-                yield from read_frames(source, self._is_wanted)
+                yield from read_frames(source, self._is_read if source.is_video else self._is_wanted)
             except OSError as error:
                 self.unreadable += 1
                 _complain(f"{source.path}: {error}")
             bar.update()
+
+    def _is_read(self, key: str) -> bool:
+        """A frame is part of its video, and smoothed by its neighbours, whether or not their own files exist."""
+        return self.smoothing is not None or bool(self.writer.videos) or self._is_wanted(key)
 
     def _is_wanted(self, key: str) -> bool:
         wanted = self.writer.is_wanted(key)
@@ -142,6 +166,8 @@ def _prepared(options: argparse.Namespace, sources: Sequence[Source]) -> tuple[P
         raise ValueError(f"--output {options.output} is an input too, whose pictures would be read again; name another")
     if any(source.is_video for source in sources):
         video_library()
+    elif options.smooth is not None or VIDEO in (options.formats or ()):
+        raise ValueError("--smooth and the format video are for videos, and none is among the inputs; leave them out")
     predictor = Predictor(options.model, options.tasks, options.device, options.dtype)
     formats = chosen_formats(predictor.config, predictor.tasks, options.formats)
     return predictor, PredictionWriter(options.output, predictor.config, formats, options.overwrite)
@@ -169,7 +195,19 @@ def _count(text: str) -> int:
     return value
 
 
-def _device(text: str) -> torch.device:
+def _frames(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more frames, got {text}")
+    return value
+
+
+def device_named(text: str) -> torch.device:
+    """The device of a command line; "auto" is an accelerator where there is one.
+
+    Raises:
+        argparse.ArgumentTypeError: no device has this name.
+    """
     if text == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:

@@ -14,20 +14,23 @@ from torch import Tensor
 from ..image_inputs_ait import MILLIMETRES_PER_METRE
 from ..map_kinds_ait import MAP_KINDS, MapKind
 from ..visualization import MASK_OPACITY, colorize_map, draw_instances
+from ..visualization_colors import limits_of, native_array
 from .inputs import Frame
 from .predictor import FoundObjects, Prediction
+from .video_files import VideoFile
 
-COLOUR, OVERLAY, PNG16, NPY, COCO = "colour", "overlay", "png16", "npy", "coco"
-FORMATS = (COLOUR, OVERLAY, PNG16, NPY, COCO)
+COLOUR, OVERLAY, PNG16, NPY, COCO, VIDEO = "colour", "overlay", "png16", "npy", "coco", "video"
+FORMATS = (COLOUR, OVERLAY, PNG16, NPY, COCO, VIDEO)
 OBJECT_FORMATS = (OVERLAY, COCO)
 ENDINGS = {COLOUR: "colour.png", OVERLAY: "overlay.png", PNG16: "16bit.png", NPY: "npy"}
 COCO_ENDING = "coco.json"
+VIDEO_ENDING = "mp4"
 LARGEST = np.iinfo(np.uint16).max
 
 
 def map_formats(kind: MapKind) -> tuple[str, ...]:
     """What a map of a kind can be written as."""
-    return (COLOUR, OVERLAY, PNG16, NPY) if _fits_16_bits(kind) else (COLOUR, OVERLAY, NPY)
+    return (COLOUR, OVERLAY, PNG16, NPY, VIDEO) if _fits_16_bits(kind) else (COLOUR, OVERLAY, NPY, VIDEO)
 
 
 def default_formats(kind: MapKind | None) -> tuple[str, ...]:
@@ -51,7 +54,7 @@ def chosen_formats(config: Any, tasks: Sequence[str], asked: Sequence[str] | Non
     kinds = {task: MAP_KINDS[config.dense[task].kind] if task in config.dense else None for task in tasks}
     if asked is None:
         return {task: default_formats(kind) for task, kind in kinds.items()}
-    possible = {task: OBJECT_FORMATS if kind is None else map_formats(kind) for task, kind in kinds.items()}
+    possible = {task: (*OBJECT_FORMATS, VIDEO) if kind is None else map_formats(kind) for task, kind in kinds.items()}
     for name in asked:
         if name not in FORMATS:
             raise ValueError(f"--formats knows {', '.join(FORMATS)}, got {name!r}.")
@@ -98,11 +101,16 @@ class PredictionWriter:
             if path.exists() and not overwrite:
                 raise FileExistsError(f"{path} exists; give --overwrite, or another --output")
         self.coco = {task: CocoFile(path, config.id2label) for task, path in paths.items()}
+        self.videos = [task for task, chosen in formats.items() if VIDEO in chosen]
+        self._video: str | None = None
+        self._video_files: dict[str, VideoFile] = {}
+        self._limits: dict[str, tuple[float, float]] = {}
 
     def __enter__(self) -> "PredictionWriter":
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        self._close_videos(complete=error_type is None)
         for file in self.coco.values():
             file.close(complete=error_type is None)
 
@@ -124,10 +132,37 @@ class PredictionWriter:
             found = predictions[task]
             assert isinstance(found, FoundObjects)
             file.add(frame.file_name, frame.image.size, found.results)
+        if frame.video != self._video:
+            self._close_videos(complete=True)
+            self._open_videos(frame, predictions)
+        for task, video in self._video_files.items():
+            video.add(np.asarray(self._picture(frame, task, predictions[task], self._limits.get(task))))
+
+    def _open_videos(self, frame: Frame, predictions: Mapping[str, Prediction]) -> None:
+        """Start the files of a video with its first frame, whose colours hold for all."""
+        self._video, self._limits = frame.video, {}
+        if frame.video is None:
+            return
+        assert frame.rate is not None
+        for task in self.videos:
+            path = self.folder / f"{frame.video}.{task}.{VIDEO_ENDING}"
+            if path.exists() and not self.overwrite:
+                continue
+            self._video_files[task] = VideoFile(path, _temporary(path), frame.rate, frame.image.size)
+            values = predictions[task]
+            kind = MAP_KINDS[self.config.dense[task].kind] if isinstance(values, Tensor) else None
+            if kind is not None and kind.colors == "sequential":
+                self._limits[task] = limits_of([native_array(values, kind, task)], kind)
+
+    def _close_videos(self, complete: bool) -> None:
+        files = list(self._video_files.values())
+        self._video_files = {}
+        for file in files:
+            file.close(complete)
 
     def _own_files(self) -> list[tuple[str, str]]:
         """Tasks and formats of the files that every image has of its own."""
-        return [(task, name) for task, chosen in self.formats.items() for name in chosen if name != COCO]
+        return [(task, name) for task, chosen in self.formats.items() for name in chosen if name not in (COCO, VIDEO)]
 
     def _path(self, key: str, task: str, name: str) -> Path:
         return self.folder / f"{key}.{task}.{ENDINGS[name]}"
@@ -136,19 +171,27 @@ class PredictionWriter:
         return self.overwrite or not self._path(key, task, name).exists()
 
     def _content(self, frame: Frame, task: str, name: str, prediction: Prediction) -> bytes:
-        if isinstance(prediction, FoundObjects):
-            masks, boxes = prediction.masks, prediction.boxes
-            return _png(draw_instances(frame.image, prediction.labels, prediction.scores, masks, boxes))
-        spec = self.config.dense[task]
-        kind = MAP_KINDS[spec.kind]
-        if name == NPY:
+        if isinstance(prediction, Tensor) and name == NPY:
             buffer = io.BytesIO()
             np.save(buffer, prediction.numpy())
             return buffer.getvalue()
-        if name == PNG16:
-            return _png(Image.fromarray(sixteen_bits(prediction, kind)))
-        colours = Image.fromarray(colorize_map(prediction, kind, spec.class_names))
-        return _png(colours if name == COLOUR else Image.blend(frame.image, colours, MASK_OPACITY))
+        if isinstance(prediction, Tensor) and name == PNG16:
+            return _png(Image.fromarray(sixteen_bits(prediction, MAP_KINDS[self.config.dense[task].kind])))
+        picture = self._picture(frame, task, prediction)
+        if isinstance(prediction, Tensor) and name == OVERLAY:
+            picture = Image.blend(frame.image, picture, MASK_OPACITY)
+        return _png(picture)
+
+    def _picture(
+        self, frame: Frame, task: str, prediction: Prediction, limits: tuple[float, float] | None = None
+    ) -> Image.Image:
+        """Colours of a map, or objects over their photograph."""
+        if isinstance(prediction, FoundObjects):
+            masks, boxes = prediction.masks, prediction.boxes
+            return draw_instances(frame.image, prediction.labels, prediction.scores, masks, boxes)
+        spec = self.config.dense[task]
+        low, high = limits or (None, None)
+        return Image.fromarray(colorize_map(prediction, spec.kind, spec.class_names, low, high))
 
 
 class CocoFile:
