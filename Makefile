@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # torchao makes torch log deprecations at every start: only the tests see it, the demo and the README's examples do not.
 INT8 := $(VENV)/int8
+# Gradio wants an older Pillow than the rest of .venv has: the page's tests see its packages first, then those of .venv.
+APP := $(VENV)/app
+APP_STAMP := $(APP)/.installed
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all test-browser docs lint bench notebooks clean
 
 $(STAMP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,7 +26,24 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q -n 2
 
 test-all: $(STAMP)
-	OMP_NUM_THREADS=1 PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q -n 2 -m "slow or not slow"
+	OMP_NUM_THREADS=1 PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q -n 2 -m "not browser"
+
+$(APP_STAMP): $(STAMP)
+	$(BIN)/python -m venv $(APP)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> $$($(APP)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth
+	$(APP)/bin/python -m pip install --quiet --upgrade pip setuptools
+	$(APP)/bin/python -m pip install --quiet --editable ".[browser-test]"
+	touch $(APP_STAMP)
+
+# Where there is no Chromium and apt cannot install one, the tests skip and say so.
+test-browser: $(APP_STAMP)
+	command -v chromium || { apt-get update -qq && apt-get install -y -qq chromium; } || echo "no Chromium: apt failed"
+	OMP_NUM_THREADS=1 $(APP)/bin/python -m pytest -q -rs -m browser tests/browser
+
+# Into site/, without network; opens from disk (search needs a server: python -m http.server -d site).
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -34,5 +54,9 @@ bench: $(STAMP)
 	$(BIN)/python training/benchmark.py
 	$(BIN)/python training/benchmark_training.py
 
+# Runs all notebooks and saves them with their outputs, whole: two of them train models.
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/run.py
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache
