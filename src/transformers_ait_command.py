@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "predict": "maps and objects of photographs, folders and videos, as files",
+    "app": "a page in the browser: a picture in, maps, objects and a point cloud out",
     "train": "train a model or a tokenizer by a recipe",
     "evaluate": "figures of checkpoints on a dataset",
     "convert": "original checkpoints to folders of this family, and back",

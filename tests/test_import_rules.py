@@ -50,7 +50,7 @@ NOT_SHIPPED = {
     *("__init__", "__main__", "remote_code", "optimization", "paligemma_tokens", "hourglass_images", "video_smoothing"),
     *("visualization", "visualization_colors", "visualization_objects", "visualization_panel", "visualization_pose"),
 }
-PACKAGES = {"data", "metrics", "conversion", "engine", "export", "cli"}
+PACKAGES = {"data", "metrics", "conversion", "engine", "export", "cli", "app"}
 # `data` and `metrics` know no models; of the package they may use these helpers alone.
 WITHOUT_MODELS = {"data": {"mask_geometry_ait", "map_kinds_ait"}, "metrics": {"mask_geometry_ait", "map_kinds_ait"}}
 

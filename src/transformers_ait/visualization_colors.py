@@ -199,10 +199,14 @@ def _distinct_colors() -> np.ndarray:
     return colors[chosen].astype(np.uint8)
 
 
+def linear_light(shares: np.ndarray) -> np.ndarray:
+    """Linear intensities in [0, 1] of sRGB values in [0, 1]."""
+    return np.where(shares > 0.04045, ((shares + 0.055) / 1.055) ** 2.4, shares / 12.92)
+
+
 def _oklab(rgb: np.ndarray) -> np.ndarray:
     """Lightness and two chroma axes (N, 3) of sRGB colours (N, 3) in [0, 255] (Ottosson 2020)."""
-    share = rgb / 255
-    linear = np.where(share > 0.04045, ((share + 0.055) / 1.055) ** 2.4, share / 12.92)
+    linear = linear_light(rgb / 255)
     cones = linear @ np.array([[0.41222, 0.21190, 0.08830], [0.53633, 0.68070, 0.28172], [0.05145, 0.10740, 0.62998]])
     return np.cbrt(cones) @ np.array(
         [[0.21045, 1.97800, 0.02590], [0.79362, -2.42859, 0.78277], [-0.00407, 0.45059, -0.80868]]

@@ -57,7 +57,7 @@ def draw_instances(
         frames = [_frame(region) for region in regions or []]
     else:
         frames = [tuple(scale * float(side) for side in box) for box in boxes]
-    colors = [_object_color(index) for index in (range(len(labels)) if color_ids is None else color_ids)]
+    colors = [object_color(index) for index in (range(len(labels)) if color_ids is None else color_ids)]
     line = max(2, round(max(picture.size) / 400))
     areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in frames]
     order = sorted(range(len(labels)), key=lambda index: -areas[index])
@@ -74,8 +74,11 @@ def draw_instances(
     return picture
 
 
-def _object_color(index: int) -> tuple[int, int, int]:
-    """Hues by the golden ratio, so that any number of neighbours differ; similar hues differ in brightness."""
+def object_color(index: int) -> tuple[int, int, int]:
+    """The colour (red, green, blue) of an object's number, each in [0, 255].
+
+    Hues go by the golden ratio, so that any number of neighbours differ; similar hues differ in brightness.
+    """
     saturation, value = ((0.72, 0.95), (0.9, 0.78), (0.5, 1.0))[index % 3]
     red, green, blue = colorsys.hsv_to_rgb((0.58 + index * 0.618034) % 1.0, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)

@@ -1,6 +1,8 @@
 """A checkpoint of images with its image processors: RGB images in, final maps and objects out."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,28 @@ Prediction = Tensor | FoundObjects
 """A native map ([C,] H, W) on the CPU, or objects."""
 
 
+@dataclass
+class StageSeconds:
+    """Where the time of a prediction goes, in seconds; every prediction that it is given to adds its own.
+
+    Args:
+        processor: resizing and normalising the images, and moving them to the device.
+        model: the forward pass, decoding included.
+        post_processing: maps and objects at the images' own sizes, on the CPU.
+    """
+
+    processor: float = 0.0
+    model: float = 0.0
+    post_processing: float = 0.0
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time of a `with` block to a stage, a field of this class."""
+        start = time.perf_counter()
+        yield
+        setattr(self, stage, getattr(self, stage) + time.perf_counter() - start)
+
+
 class Predictor:
     """A model, its tasks, and an image processor for each group of tasks that take the same images.
 
@@ -73,7 +97,11 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(
-        self, images: Sequence[Image.Image], threshold: float = 0.5, with_results: bool = False
+        self,
+        images: Sequence[Image.Image],
+        threshold: float = 0.5,
+        with_results: bool = False,
+        seconds: StageSeconds | None = None,
     ) -> list[dict[str, Prediction]]:
         """Maps and objects of every image, by task.
 
@@ -81,25 +109,41 @@ class Predictor:
             images: upright RGB, of any sizes.
             threshold: least score of objects.
             with_results: give COCO results of objects too.
+            seconds: gets the time of each stage.
 
         Raises:
             ImportError: COCO results of masks without pycocotools.
         """
         sizes = [(image.height, image.width) for image in images]
         found: list[dict[str, Prediction]] = [{} for _ in images]
+        seconds = seconds or StageSeconds()
         for processor, tasks in self.groups:
-            pixels = processor(list(images), return_tensors="pt")["pixel_values"].to(self.device)
+            with seconds.measure("processor"):
+                pixels = processor(list(images), return_tensors="pt")["pixel_values"].to(self.device)
+            outputs: Any
             if tasks[0] in self.config.dense:
-                maps = processor.post_process_dense(self.model(pixel_values=pixels, task=tasks), sizes)
-                for of_image, by_task in zip(found, maps, strict=True):
-                    of_image |= {task: values.cpu() for task, values in by_task.items()}
+                with seconds.measure("model"):
+                    outputs = self.model(pixel_values=pixels, task=tasks)
+                    self._finish()
+                with seconds.measure("post_processing"):
+                    maps = processor.post_process_dense(outputs, sizes)
+                    for of_image, by_task in zip(found, maps, strict=True):
+                        of_image |= {task: values.cpu() for task, values in by_task.items()}
                 continue
-            outputs = self.model.generate_tasks(pixels, tasks, generator=torch.Generator().manual_seed(SEED))
-            for task, output in outputs.items():
-                objects = self._objects(processor, output, sizes, threshold, with_results)
-                for of_image, of_task in zip(found, objects, strict=True):
-                    of_image[task] = of_task
+            with seconds.measure("model"):
+                outputs = self.model.generate_tasks(pixels, tasks, generator=torch.Generator().manual_seed(SEED))
+                self._finish()
+            with seconds.measure("post_processing"):
+                for task, output in outputs.items():
+                    objects = self._objects(processor, output, sizes, threshold, with_results)
+                    for of_image, of_task in zip(found, objects, strict=True):
+                        of_image[task] = of_task
         return [{task: of_image[task] for task in self.tasks} for of_image in found]
+
+    def _finish(self) -> None:
+        """Wait for the device, so that its time counts where it was spent."""
+        if torch.device(self.device).type != "cpu":
+            torch.accelerator.synchronize()
 
     def _objects(
         self, processor: Any, output: AiTOutput, sizes: list[tuple[int, int]], threshold: float, with_results: bool
