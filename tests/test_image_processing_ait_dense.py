@@ -292,6 +292,8 @@ def test_folders_of_depth_processors_hold_what_they_always_held(tmp_path):
         ({"window_blending": "linear"}, r"window_blending must be one of \['smooth', 'average'\], got 'linear'"),
         ({"num_windows": 0}, "num_windows must be an integer of at least 1, got 0"),
         ({"size": {"height": 32, "width": 48}}, "size must be a square"),
+        ({"size": -1}, "size must be a square .* got {'height': -1, 'width': -1}"),
+        ({"resample": -1}, r"resample must be one of 0 \(nearest\), .* got -1"),
         ({"do_pad": True}, "do_pad is not supported"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import ImageInput, load_image
+from transformers.image_utils import ImageInput, load_image, pil_torch_interpolation_mapping
 from transformers.utils import logging
 
 from .map_kinds_ait import IGNORED_CLASS, MapKind
@@ -39,6 +39,14 @@ TargetSizes = Sequence[tuple[int, int]] | Tensor | None
 
 class AiTImageProcessorBase(TorchvisionBackend):
     """Takes PIL images in any mode, NumPy arrays, torch tensors, paths and URLs, alone, in lists or batches."""
+
+    def _standardize_kwargs(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        kwargs = super()._standardize_kwargs(*args, **kwargs)
+        resample = kwargs.get("resample")
+        if isinstance(resample, int) and resample not in pil_torch_interpolation_mapping:
+            known = ", ".join(f"{int(x)} ({x.name.lower()})" for x in pil_torch_interpolation_mapping)
+            raise ValueError(f"resample must be one of {known}, got {resample!r}.")
+        return kwargs
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[Any]:
         if isinstance(images, (list, tuple)):

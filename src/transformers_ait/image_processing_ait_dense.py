@@ -104,7 +104,7 @@ class AiTDenseImageProcessor(AiTImageProcessorBase):
     def _standardize_kwargs(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         kwargs = super()._standardize_kwargs(*args, **kwargs)
         size, num_windows = kwargs.get("size"), kwargs.get("num_windows")
-        if size is None or not size.height or size.height != size.width:
+        if size is None or not size.height or size.height != size.width or size.height < 1:
             given = None if size is None else dict(size)
             raise ValueError(f"size must be a square such as {{'height': 480, 'width': 480}}, got {given}.")
         if isinstance(num_windows, bool) or not isinstance(num_windows, int) or num_windows < 1:
@@ -247,7 +247,7 @@ class AiTDenseImageProcessor(AiTImageProcessorBase):
         is clamped at 1 mm, normals get length 1, and classes are picked by the largest averaged probability.
 
         Args:
-            outputs: has `dense_maps`, predicted maps (B, [V,] [C,] S, S) by task, with the views as `preprocess` orders
+            outputs: has `dense_maps`, predicted maps `(B, [V,] [C,] S, S)` by task, views as `preprocess` orders
                 them; classes as scores.
             target_sizes: (height, width) of each image, upright; a list or a (B, 2) tensor. Required with views,
                 because the layout of the windows follows from them; without views None keeps the predicted size.

@@ -140,7 +140,7 @@ class AiTInstanceImageProcessor(AiTImageProcessorBase):
         if size is None or set(dict(size)) != {"longest_edge"} or size.longest_edge < 1:
             given = None if size is None else dict(size)
             raise ValueError(f"size must be of the form {{'longest_edge': 640}}, got {given}.")
-        if pad_size is None or not pad_size.height or not pad_size.width:
+        if pad_size is None or min(pad_size.height or 0, pad_size.width or 0) < 1:
             given = None if pad_size is None else dict(pad_size)
             raise ValueError(f"pad_size must be of the form {{'height': 640, 'width': 640}}, got {given}.")
         padded = min(pad_size.height, pad_size.width)

@@ -150,9 +150,10 @@ class PredictionWriter:
                 continue
             self._video_files[task] = VideoFile(path, _temporary(path), frame.rate, frame.image.size)
             values = predictions[task]
-            kind = MAP_KINDS[self.config.dense[task].kind] if isinstance(values, Tensor) else None
-            if kind is not None and kind.colors == "sequential":
-                self._limits[task] = limits_of([native_array(values, kind, task)], kind)
+            if isinstance(values, Tensor):
+                kind = MAP_KINDS[self.config.dense[task].kind]
+                if kind.colors == "sequential":
+                    self._limits[task] = limits_of([native_array(values, kind, task)], kind)
 
     def _close_videos(self, complete: bool) -> None:
         files = list(self._video_files.values())
