@@ -12,7 +12,7 @@ with its name. Formats:
   png16     16-bit PNG: depth in millimetres (at most 65.535 m), or class ids
   npy       the map as NumPy reads it: depth (H, W) in metres, normals (3, H, W), class ids (H, W), values (C, H, W)
   coco      one TASK.coco.json of all images: boxes and masks of objects, with scores
-  video     of a video one TASK.mp4 in the colours of its first frame, or with the objects
+  video     of a video one VIDEO.TASK.mp4 in the colours of its first frame, or with the objects
 
 By default a map is written as colour, and as png16 or else npy; objects as overlay and coco.
 
