@@ -79,7 +79,8 @@ def missing_keys(values, path=""):
 
 def load(path, *arguments):
     """A recipe of the project, with made-up values for what the command line has to give."""
-    given = [text for key in missing_keys(yaml.safe_load(path.read_text())) for text in (f"--{key}", "given")]
+    missing = missing_keys(yaml.safe_load(path.read_text()))
+    given = [x for key in missing for x in (f"--{key}", "[given]" if key.endswith("backgrounds") else "given")]
     return load_recipe(recipe_class(path), [str(path), *given, *arguments])
 
 
