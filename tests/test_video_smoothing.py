@@ -13,7 +13,7 @@ SIZE = (32, 48)
 
 
 def scene(moving=True, frames=16):
-    """Pictures with sensor noise and true depth: a wall at 3 m, before it a box at 1 m that moves by 2 pixels a frame."""
+    """Pictures with noise and true depth: a wall at 3 m, before it a box at 1 m, 2 pixels further every frame."""
     generator = torch.Generator().manual_seed(0)
     texture = torch.rand(3, *SIZE, generator=generator) * 0.4
     found = []
