@@ -6,6 +6,7 @@ import torch
 import torch._dynamo.testing
 
 from transformers_ait import decoding_tokens
+from transformers_ait.decoding_cache_ait import DecodingBlock
 from transformers_ait.decoding_tokens import (
     DecodingRequest,
     decode_autoregressively,
@@ -13,7 +14,6 @@ from transformers_ait.decoding_tokens import (
     decode_together,
     nucleus_choice,
 )
-from transformers_ait.modeling_token_decoder import DecodingBlock
 from transformers_ait.sequence_ait import TokenStep, map_grammar, object_grammar
 
 TASK = 2

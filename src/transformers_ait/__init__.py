@@ -36,12 +36,14 @@ from .hourglass_images import HourglassHandle, add_hourglass
 from .image_processing_ait_dense import AiTDenseImageProcessor
 from .image_processing_ait_depth import AiTDepthImageProcessor
 from .image_processing_ait_instance import AiTInstanceImageProcessor
-from .modeling_ait import AiTForDenseAndInstancePrediction, AiTModel, AiTModelOutput, AiTOutput
+from .modeling_ait import AiTForDenseAndInstancePrediction
+from .modeling_ait_base import AiTModel
 from .modeling_ait_swinv2 import AiTSwinV2Backbone
 from .modeling_ait_vqvae import AiTVQVAEModel, AiTVQVAEOutput
-from .modeling_bin_tokenizer import AiTBinTokenizer
+from .modeling_bin_tokenizer import AiTBinTokenizer, AiTBinTokenizerOutput
 from .modeling_hourglass_pose import HourglassForPoseLifting, HourglassPoseOutput
 from .modeling_plain_dense import AiTPlainDenseModel
+from .outputs_ait import AiTModelOutput, AiTOutput
 from .paligemma_tokens import PaliGemmaDetection, format_detections, from_instances, parse_detections, to_instances
 from .processing_hourglass_pose import HourglassPoseProcessor
 from .remote_code import save_with_code
@@ -52,6 +54,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AiTBinTokenizer",
     "AiTBinTokenizerConfig",
+    "AiTBinTokenizerOutput",
     "AiTConfig",
     "AiTDenseImageProcessor",
     "AiTDenseTaskConfig",

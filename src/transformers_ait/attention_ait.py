@@ -15,6 +15,7 @@ def attend(
     causal: bool = False,
     dropout: float = 0.0,
     implementation: str | None = "sdpa",
+    kept: list[Tensor] | None = None,
 ) -> Tensor:
     """Attention output `softmax(scale * query @ key^T + bias) @ value`.
 
@@ -27,11 +28,13 @@ def attend(
         causal: position i sees keys 0..i; needs L == S.
         dropout: probability with which attention weights are dropped.
         implementation: "eager" writes the softmax out, anything else uses the fused kernel.
+        kept: a list that the attention weights (..., heads, L, S), before dropout, are appended to. The softmax is then
+            written out, because fused kernels never hold the weights.
 
     Returns:
         (..., heads, L, head_dim).
     """
-    if implementation != "eager":
+    if implementation != "eager" and kept is None:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale
         )
@@ -42,6 +45,8 @@ def attend(
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(hidden, float("-inf"))
     weights = scores.float().softmax(dim=-1).to(value.dtype)
+    if kept is not None:
+        kept.append(weights)
     return F.dropout(weights, dropout) @ value
 
 

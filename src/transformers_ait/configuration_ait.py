@@ -1,10 +1,11 @@
 """Configurations: SwinV2 backbone, dense tasks and the whole task-solver."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_dense_tasks import (
@@ -34,7 +35,7 @@ COCO_CLASSES = tuple(name.replace("_", " ") for name in _COCO_CLASS_NAMES.split(
 
 
 @strict
-class AiTSwinV2Config(PreTrainedConfig):
+class AiTSwinV2Config(BackboneConfigMixin, PreTrainedConfig):
     """SwinV2 backbone whose windows and shifts are set per stage.
 
     Args:
@@ -53,6 +54,9 @@ class AiTSwinV2Config(PreTrainedConfig):
         position_bias_cache: what inference keeps of each block's position bias until its weights change: "off" nothing,
             "compact" the table of (heads, (2 * window - 1)^2) values (5 MB in all for the base model), "full" also the
             expanded tensors of (heads, window^2, window^2) values (1.1 GB in float32 for the base model).
+
+    `out_features` names the feature maps, of `stage_names` ("stem", "stage1", ...), as in transformers' own backbones;
+    `out_indices` numbers them. Without either it is the last stage's.
     """
 
     model_type = "ait_swinv2"
@@ -71,6 +75,14 @@ class AiTSwinV2Config(PreTrainedConfig):
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     position_bias_cache: str = "compact"
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
+        kwargs.pop("stage_names", None)  # follows from depths, which a call may have changed
+        self.set_output_features_output_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
+        super().__post_init__(**kwargs)
 
     def validate_position_bias_cache(self):
         """The policy must be known."""
@@ -93,13 +105,38 @@ class AiTSwinV2Config(PreTrainedConfig):
 
     @property
     def stride(self) -> int:
-        """Pixels per position of the last feature map."""
-        return self.patch_size * 2 ** (len(self.depths) - 1)
+        """Pixels per position of the last feature map that `out_features` asks for."""
+        stage = self.out_indices[-1] % len(self.stage_names)
+        return self.patch_size * 2 ** max(stage - 1, 0)
 
     @property
     def num_features(self) -> int:
-        """Channels of the last feature map."""
+        """Channels of the last stage."""
         return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+
+def given_classes(config_dict: Mapping[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The class table that arguments of `from_pretrained` ask for, as fields of a configuration; taken out of them.
+
+    Args:
+        config_dict: the stored configuration.
+        kwargs: arguments; `num_labels` alone numbers the classes, unless there are as many as before.
+
+    Raises:
+        ValueError: `num_labels` is not the number of `id2label`, or `id2label` does not number its classes from 0.
+    """
+    count, names = kwargs.pop("num_labels", None), kwargs.pop("id2label", None)
+    kwargs.pop("label2id", None)  # follows
+    if names is None and (count is None or count == len(config_dict.get("id2label") or ())):
+        return {}
+    names = {int(index): name for index, name in (names or {x: f"LABEL_{x}" for x in range(count)}).items()}
+    if sorted(names) != list(range(len(names))) or count not in (None, len(names)):
+        raise ValueError(
+            f"id2label must number its classes from 0, and num_labels be their number where given; got {names} and "
+            f"num_labels={count}."
+        )
+    names = dict(sorted(names.items()))
+    return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
 
 
 @strict
@@ -231,8 +268,13 @@ class AiTConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """See `PreTrainedConfig.from_dict`, which sets arguments after the table of tasks has been read."""
+        """See `PreTrainedConfig.from_dict`, which sets arguments after the table of tasks has been read.
+
+        Raises:
+            ValueError: `num_labels` and `id2label` that differ, or classes that a task's tokenizer does not have.
+        """
         given: dict[str, Any] = {name: kwargs.pop(name) for name in ("dense_tasks", "tasks") if name in kwargs}
+        given |= given_classes(config_dict, kwargs)
         return super().from_dict({**config_dict, **given}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -336,7 +378,8 @@ class AiTConfig(PreTrainedConfig):
             if names != [*self.id2label.values()]:
                 raise ValueError(
                     f"id2label must hold the classes of the dense task {task!r}, {names}, which object tasks share, "
-                    f"got {[*self.id2label.values()]}; leave id2label out."
+                    f"got {[*self.id2label.values()]}; leave id2label out, or give the task a tokenizer that was "
+                    "trained on these classes, which are its channels."
                 )
 
     def validate_tokenizers(self):

@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_ait import AiTSwinV2Config
+from .configuration_ait import AiTSwinV2Config, given_classes
 from .configuration_dense_tasks import check_task_name, resolve_sub_config
 from .configuration_tokenizers import require_positive
 from .map_kinds_ait import DENSE_KINDS, IGNORED_CLASS, MAP_KINDS, MapKind
@@ -74,9 +74,13 @@ class AiTPlainDenseTask:
             )
 
 
+def _as_dict(entry: Any) -> Any:
+    return asdict(entry) if is_dataclass(entry) and not isinstance(entry, type) else entry
+
+
 def _dense_task(entry: Any) -> AiTPlainDenseTask:
     """An entry of `dense_tasks`, of a dictionary or a dataclass; remote code may hold another copy of its class."""
-    entry = asdict(entry) if is_dataclass(entry) and not isinstance(entry, type) else entry
+    entry = _as_dict(entry)
     known = [field.name for field in fields(AiTPlainDenseTask)]
     if not isinstance(entry, Mapping) or not {"name", "kind"} <= entry.keys() <= set(known):
         raise ValueError(f"dense_tasks must hold dictionaries with name, kind and others of {known}, got {entry!r}.")
@@ -113,6 +117,21 @@ class AiTPlainDenseConfig(PreTrainedConfig):
             self.id2label = dict(enumerate(self._class_table))
             self.label2id = {name: index for index, name in self.id2label.items()}
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """See `PreTrainedConfig.from_dict`; other classes are those of the first task of classes.
+
+        Raises:
+            ValueError: `num_labels` and `id2label` that differ.
+        """
+        given = given_classes(config_dict, kwargs)
+        entries = [dict(_as_dict(entry)) for entry in kwargs.pop("dense_tasks", config_dict.get("dense_tasks", ()))]
+        if given:
+            for entry in [entry for entry in entries if entry.get("class_names")][:1]:
+                entry |= {"class_names": [*given["id2label"].values()], "channels": len(given["id2label"])}
+        tasks = {"dense_tasks": entries} if entries else {}
+        return super().from_dict({**config_dict, **tasks, **given}, **kwargs)
 
     @property
     def dense(self) -> dict[str, AiTPlainDenseTask]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .modeling_token_decoder import AiTTokenDecoder, DecoderCache, FixedShapePosition
+from .decoding_cache_ait import DecoderCache, FixedShapePosition
+from .modeling_token_decoder import AiTTokenDecoder
 from .sequence_ait import TokenStep
 
 # A function over fixed memory and the tensors it changes, to something that repeats it.
@@ -134,6 +135,23 @@ def decode_in_parallel(
         logits = decoder.logits(hidden, allowed.rows)
         decoded.append(DecodedTokens(allowed.to_ids(logits.argmax(dim=-1)), list(logits.unbind(1))))
     return decoded
+
+
+def fed_embeddings(decoder: AiTTokenDecoder, grammar: Sequence[TokenStep], decoded: DecodedTokens) -> Tensor:
+    """Embeddings (B, L - 1, d) that a run fed back, of all its positions but the last: expected ones or picked ones.
+
+    Args:
+        decoder: the token decoder.
+        grammar: of the run, one entry per position.
+        decoded: what it found.
+    """
+    fed = []
+    for step, ids, logits in zip(grammar[:-1], decoded.sequences.unbind(1), decoded.step_logits, strict=False):
+        embeddings = decoder.token_embeddings[step.allowed.rows]
+        soft = logits[:, : len(embeddings)].softmax(dim=-1) @ embeddings if step.soft else decoder.token_embeddings[ids]
+        fed.append(soft)
+    width = decoder.token_embeddings.shape[1]
+    return torch.stack(fed, dim=1) if fed else decoder.token_embeddings.new_zeros(len(decoded.sequences), 0, width)
 
 
 def nucleus_choice(logits: Tensor, top_p: float, draw: Tensor) -> Tensor:

@@ -1,26 +1,22 @@
 """AiT task-solver: backbone, encoder, token decoder and frozen tokenizers, composed; training losses."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoBackbone, PreTrainedModel
-from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from .configuration_ait import AiTConfig
 from .distributed_ait import mean_over_processes
+from .layer_states_ait import LayerStates
 from .losses_ait import dice_and_squared_error, object_loss_means, token_cross_entropies
 from .mask_geometry_ait import crop_masks
-from .modeling_ait_swinv2 import AiTSwinV2Backbone
+from .modeling_ait_base import AiTModel, AiTPreTrainedModel
 from .modeling_ait_vqvae import AiTVQVAEModel
 from .modeling_bin_tokenizer import AiTBinTokenizer
-from .modeling_token_decoder import AiTEncoder, AiTTokenDecoder, sine_table
-from .prediction_ait import AiTOutput, AiTPredictor, detokenize
+from .outputs_ait import AiTOutput
+from .prediction_ait import AiTPredictor, detokenize, state_fields
 from .sequence_ait import (
     HEADER_LENGTH,
     IGNORE_INDEX,
@@ -35,154 +31,13 @@ from .sequence_ait import (
 )
 from .token_vocabulary import DEPTH_TASK
 
-UNREAD_STAGES = r"(^|\.)backbone\._backbone\.blocks\.\d+\."
 InstanceLabels = Sequence[Mapping[str, Tensor]]
 DenseLabels = Mapping[str, Tensor]
-
-
-@dataclass
-class AiTModelOutput(ModelOutput):
-    """Output of `AiTModel`.
-
-    Args:
-        last_hidden_state: (B, N, d), the decoder's memory.
-        feature_map: (B, C, h, w), the backbone's last map.
-    """
-
-    last_hidden_state: Tensor | None = None
-    feature_map: Tensor | None = None
-
-
-def build_backbone(config: Any) -> Any:
-    """A backbone with random weights, without stages that come after its last requested map."""
-    # By model type, not class: remote code may hold a second copy of the configuration class.
-    if config.model_type == "ait_swinv2":
-        return AiTSwinV2Backbone(config)
-    backbone = AutoBackbone.from_config(config)
-    network = getattr(backbone, "_backbone", None)
-    # timm's EfficientNets and MobileNets run and store all their stages; the table is private, hence the default.
-    stages = getattr(network, "_stage_out_idx", None)
-    if network is not None and stages:
-        network.blocks = network.blocks[: max(stages)]
-    return backbone
-
-
-def pad_images(pixel_values: Tensor, size: int) -> Tensor:
-    """Images (B, 3, S, S) of images (B, 3, H, W), zero-padded at bottom and right.
-
-    Raises:
-        ValueError: an image is larger than S.
-    """
-    if pixel_values.ndim != 4 or max(pixel_values.shape[2:]) > size:
-        raise ValueError(
-            f"pixel_values must be (batch, channels, height, width) with sides of at most {size}, the model's "
-            f"image_size, got {tuple(pixel_values.shape)}; resize with the checkpoint's image processor."
-        )
-    height, width = pixel_values.shape[2:]
-    return F.pad(pixel_values, (0, size - width, 0, size - height))
 
 
 def _build_tokenizer(config: Any) -> AiTVQVAEModel | AiTBinTokenizer:
     tokenizer = AiTBinTokenizer(config) if config.model_type == "ait_bin_tokenizer" else AiTVQVAEModel(config)
     return tokenizer.requires_grad_(False).eval()
-
-
-class AiTPreTrainedModel(PreTrainedModel):
-    """What the models of this family share."""
-
-    config: AiTConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _no_split_modules = ["AiTSwinV2Block", "AiTEncoderBlock", "AiTDecoderBlock"]
-    # Checkpoints of before hold stages that no map came from, see `build_backbone`.
-    _keys_to_ignore_on_load_unexpected = [UNREAD_STAGES]
-    # Codes are nearest neighbours and depth spans metres: both want full precision, and the tokenizers are small.
-    _keep_in_fp32_modules_strict = ["depth_tokenizer", "mask_tokenizer", "dense_tokenizers"]
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Load a checkpoint; see `PreTrainedModel.from_pretrained`.
-
-        Raises:
-            OSError: the weights are missing or damaged.
-        """
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        except SafetensorError as error:
-            raise OSError(
-                f"The weights of {pretrained_model_name_or_path} are damaged or incomplete ({error}); copy or download "
-                "them again."
-            ) from error
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        std = self.config.decoder_config.initializer_range
-        if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=std)
-        elif isinstance(module, AiTEncoder):
-            init.copy_(module.positions, sine_table(module.grid_size, module.config.hidden_size))
-        elif isinstance(module, AiTTokenDecoder):
-            for embedding in (module.token_embeddings, module.task_embeddings, module.position_embeddings):
-                init.trunc_normal_(embedding, std=std)
-            if module.mask_embedding is not None:
-                init.trunc_normal_(module.mask_embedding, std=std)
-            init.zeros_(module.output_bias)
-
-
-class AiTModel(AiTPreTrainedModel):
-    """Backbone, encoder and token decoder without tokenizers; its output is the encoder's memory."""
-
-    # The tokenizers belong to AiTForDenseAndInstancePrediction, whose checkpoints this class loads too.
-    _keys_to_ignore_on_load_unexpected = [r"^(depth_tokenizer|mask_tokenizer|dense_tokenizers)\.", UNREAD_STAGES]
-
-    def __init__(self, config: AiTConfig):
-        super().__init__(config)
-        self.backbone = build_backbone(config.backbone_config)
-        self.encoder = AiTEncoder(config.decoder_config, self.backbone.channels[-1], config.grid_size)
-        self.decoder = AiTTokenDecoder(
-            config.decoder_config, config.vocabulary.size, config.parallel, config.num_task_rows
-        )
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The module that the image enters: the backbone's patch embedding, or a backbone that has no such module."""
-        try:
-            return self.backbone.get_input_embeddings()
-        except NotImplementedError:
-            return self.backbone
-
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Backbone map (B, C, h, w) of images (B, 3, H, W), zero-padded at bottom and right to the model's size.
-
-        Raises:
-            ValueError: an image is larger than the model's size, or the backbone's stride is not the configured one.
-        """
-        size = self.config.image_size
-        # Not self.dtype, which replicas of nn.DataParallel cannot answer.
-        padded = pad_images(pixel_values.to(self.decoder.token_embeddings.dtype), size)
-        feature_map = self.backbone(padded).feature_maps[-1]
-        grid = (self.config.grid_size, self.config.grid_size)
-        if feature_map.shape[2:] != grid:
-            raise ValueError(
-                f"The backbone's last feature map is {tuple(feature_map.shape[2:])}, but image_size {size} and "
-                f"feature_stride {self.config.feature_stride} ask for {grid}; set feature_stride, or choose another "
-                "map through out_indices of backbone_config."
-            )
-        return feature_map
-
-    def get_encoder_memory(self, pixel_values: Tensor) -> Tensor:
-        """Memory (B, N, d) that the decoder attends to, of images (B, 3, H, W)."""
-        return self.encoder(self.get_image_features(pixel_values))
-
-    def forward(self, pixel_values: Tensor, return_dict: bool | None = None) -> AiTModelOutput | tuple:
-        """Memory and backbone map of images (B, 3, H, W)."""
-        feature_map = self.get_image_features(pixel_values)
-        output = AiTModelOutput(last_hidden_state=self.encoder(feature_map), feature_map=feature_map)
-        return output if return_dict is not False else output.to_tuple()
 
 
 class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
@@ -229,6 +84,9 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
         return_dict: bool | None = None,
         task_ids: Tensor | None = None,
         dense_labels: DenseLabels | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
     ) -> AiTOutput | tuple:
         """Training loss with labels, the decoded prediction without.
 
@@ -245,22 +103,52 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
                 `input_ids` (L - 1,), `target_ids` (L,) and `mask_crops` (true objects, h, w) in sequence order; then
                 nothing is drawn at random.
             return_dict: False returns a tuple.
-            task_ids: (B,), all alike: the task as a number of `config.task_ids`, as an image processor's `task` gives
-                it.
+            task_ids: (B,), all alike: the task as a number of `config.task_ids`, as an image processor gives it.
             dense_labels: native maps by task (see `map_kinds_ait`), any number of dense tasks for the same images. They
                 share one pass of backbone and decoder; the loss is the sum of theirs. An image without a valid pixel
                 does not count for that task.
+            output_hidden_states: also return hidden states of encoder and decoder; without labels see `generate`.
+            output_attentions: also return their attention weights; they then write the softmax out.
+            kwargs: what transformers may hand to any model; it changes nothing here.
 
         Raises:
+            TypeError: another argument.
             ValueError: unknown task, `task` and `task_ids` that differ, labels of another task, or shapes and values
                 that the task cannot use.
         """
+        self.check_kwargs(kwargs)
         maps = dict(dense_labels or {}) | ({} if depth_labels is None else {DEPTH_TASK: depth_labels})
         if dense_labels is not None and not maps:
             raise ValueError("dense_labels is empty; give maps of at least one task, or leave it out to predict.")
-        if maps and task is None and task_ids is None:
-            task = list(maps)
-        tasks = self._resolve_tasks(task, task_ids)
+        named_by_maps = maps and task is None and task_ids is None
+        tasks = self._resolve_tasks(list(maps) if named_by_maps else task, task_ids)
+        self._check_labels(tasks, maps, instance_labels)
+        asked = LayerStates.asked(self.config, output_hidden_states, output_attentions)
+        if maps:
+            output = self._dense_loss(pixel_values, maps, asked)
+        elif instance_labels is not None:
+            output = self._object_loss(pixel_values, tasks[0], instance_labels, asked)
+        else:
+            output = self.generate(
+                pixel_values, tasks, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+            )
+        return self.as_asked(output, return_dict)
+
+    def _counted_pass(self, input_dict: Mapping[str, Any]) -> list[str]:
+        """The tasks that a forward pass is about."""
+        maps = [*(input_dict.get("dense_labels") or ()), *([DEPTH_TASK] if "depth_labels" in input_dict else ())]
+        return self._resolve_tasks(input_dict.get("task") or maps or None, input_dict.get("task_ids"))
+
+    def _run_counted(self, images: Tensor, what: list[str]) -> None:
+        """Backbone, encoder, and the tasks' decoder passes; the frozen tokenizers are left out."""
+        decoder, width = self.model.decoder, self.config.decoder_config.hidden_size
+        inputs = [images.new_empty(1, self.config.sequence_length(task), width) for task in what]
+        memory = self.get_encoder_memory(images[:, 0] if images.ndim == 5 else images)
+        for hidden in decoder.forward_together(inputs, memory):
+            decoder.logits(hidden)
+
+    def _check_labels(self, tasks: Sequence[str], maps: DenseLabels, instance_labels: InstanceLabels | None) -> None:
+        """Raise a ValueError for labels of other tasks."""
         objects = [name for name in tasks if name not in self.config.dense]
         if maps and set(maps) != set(tasks):
             wanted = "instance_labels" if objects else f"dense_labels of {tasks}"
@@ -270,20 +158,14 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
                 f"instance_labels are of one object task, got task {tasks}; dense tasks take dense_labels, depth also "
                 "depth_labels."
             )
-        if maps:
-            output = self._dense_loss(pixel_values, maps)
-        elif instance_labels is not None:
-            output = self._object_loss(pixel_values, objects[0], instance_labels)
-        else:
-            output = self.generate(pixel_values, tasks)
-        return output if return_dict is not False else output.to_tuple()
 
-    def _dense_loss(self, pixel_values: Tensor, labels: DenseLabels) -> AiTOutput:
+    def _dense_loss(self, pixel_values: Tensor, labels: DenseLabels, asked: LayerStates) -> AiTOutput:
         """Cross-entropy, and the auxiliary loss through the frozen detokenizers (AiT, arXiv 2301.02229)."""
         self._check_map_sizes(pixel_values, labels)
         maps = {task: self._tokenizer_maps(task, pixel_values, native) for task, native in labels.items()}
         sequences = {task: self._map_sequence(task, values) for task, values in maps.items()}
-        logits = self._teacher_forced_logits(pixel_values, {task: ids for task, (ids, _) in sequences.items()})
+        input_ids = {task: ids for task, (ids, _) in sequences.items()}
+        logits, fields = self._teacher_forced_logits(pixel_values, input_ids, asked)
         counts = self._supervised_counts({task: target_ids for task, (_, target_ids) in sequences.items()})
         losses: dict[str, Tensor] = {}
         parts: dict[str, Tensor] = {}
@@ -293,7 +175,7 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
             parts |= {f"{task}_ce": cross_entropy.detach(), f"{task}_aux": auxiliary.detach()}
         joined = torch.cat(list(logits.values()), dim=1) if len(logits) > 1 else next(iter(logits.values()))
         loss = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
-        return AiTOutput(loss=loss, loss_dict=parts, task_losses=losses, logits=joined)
+        return AiTOutput(loss=loss, loss_dict=parts, task_losses=losses, logits=joined, **fields)
 
     def _map_loss(
         self, task: str, logits: Tensor, target_ids: Tensor, maps: Tensor, count: Tensor
@@ -325,7 +207,9 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
         supervised = self.config.dense[task].map_kind.valid(maps).flatten(1).any(1)
         return map_sequence(codes, supervised, self.config.vocabulary.codes(task))
 
-    def _object_loss(self, pixel_values: Tensor, task: str, instance_labels: InstanceLabels) -> AiTOutput:
+    def _object_loss(
+        self, pixel_values: Tensor, task: str, instance_labels: InstanceLabels, asked: LayerStates
+    ) -> AiTOutput:
         """Weighted cross-entropy, and for instances the auxiliary mask loss; any number of images per process."""
         config, tokens = self.config, self.config.tokens_per_object[task]
         if len(instance_labels) != len(pixel_values):
@@ -335,7 +219,8 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
         size = (pixel_values.shape[2], pixel_values.shape[3])
         prepared = [self._object_sequence(label, size, task) for label in instance_labels]
         input_ids, target_ids = (torch.stack([entry[i] for entry in prepared]) for i in (0, 1))
-        logits = self._teacher_forced_logits(pixel_values, {task: input_ids})[task]
+        by_task, fields = self._teacher_forced_logits(pixel_values, {task: input_ids}, asked)
+        logits = by_task[task]
         count = self._supervised_counts({task: target_ids})[task]
         losses = token_cross_entropies(logits, target_ids)
         weights = token_weights(target_ids.shape[1], tokens, config.mask_code_weight).to(losses)
@@ -350,7 +235,7 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
             parts["instance_aux"] = auxiliary.detach()
         weight = config.instance_loss_weight if task == "instance" else config.detection_loss_weight
         loss = weight * total / count
-        return AiTOutput(loss=loss, loss_dict=parts, task_losses={task: loss}, logits=logits)
+        return AiTOutput(loss=loss, loss_dict=parts, task_losses={task: loss}, logits=logits, **fields)
 
     def _mask_loss(self, logits: Tensor, target_ids: Tensor, crops: list[Tensor]) -> Tensor:
         """Dice and squared error of the soft-decoded masks of true objects, at most `max_aux_objects` per image."""
@@ -403,9 +288,16 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
         with torch.autocast(crops.device.type, enabled=False):
             return self.mask_tokenizer.encode(crops.unsqueeze(1)).flatten(1)
 
-    def _teacher_forced_logits(self, pixel_values: Tensor, input_ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Logits (B, L, V) by task, of the true previous tokens (B, L - 1), or of mask embeddings where parallel."""
-        memory, decoder, dense = self.get_encoder_memory(pixel_values), self.model.decoder, self.config.dense
+    def _teacher_forced_logits(
+        self, pixel_values: Tensor, input_ids: Mapping[str, Tensor], asked: LayerStates
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Logits (B, L, V) by task, of the true previous tokens (B, L - 1), or of mask embeddings where parallel.
+
+        Beside them the output's fields of what is asked for.
+        """
+        encoder_states, decoder_states = asked, asked.empty()
+        memory = self.get_encoder_memory(pixel_values, encoder_states.or_none)
+        decoder, dense = self.model.decoder, self.config.dense
         inputs = []
         for task, ids in input_ids.items():
             row = self.config.task_ids[task]
@@ -413,8 +305,9 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
                 inputs.append(decoder.mask_inputs(len(ids), ids.shape[1] + 1, row))
             else:
                 inputs.append(decoder.inputs(F.embedding(ids, decoder.token_embeddings), row))
-        hidden = decoder.forward_together(inputs, memory)
-        return {task: decoder.logits(states) for task, states in zip(input_ids, hidden, strict=True)}
+        hidden = decoder.forward_together(inputs, memory, decoder_states.or_none)
+        fields = state_fields(encoder_states, decoder_states.joined([x.shape[1] for x in inputs]))
+        return {task: decoder.logits(states) for task, states in zip(input_ids, hidden, strict=True)}, fields
 
     def _supervised_counts(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Supervised tokens by task, averaged over processes, at least 1.

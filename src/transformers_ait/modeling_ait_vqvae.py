@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_ait import AiTVQVAEConfig
 from .distributed_ait import gather_over_processes
+from .layer_states_ait import LayerStates
+from .pretrained_ait import AiTBaseModel
 from .vector_quantizer import VectorQuantizer
 
 
@@ -24,12 +26,15 @@ class AiTVQVAEOutput(ModelOutput):
         reconstruction_loss: scalar.
         reconstruction: (B, C, H, W) in the input's range, not clipped.
         codes: (B, h, w) int64.
+        hidden_states: of the encoder, where asked for: one map (B, width, h, w) per stride-2 convolution, the finest
+            first, then one per residual block.
     """
 
     loss: Tensor | None = None
     reconstruction_loss: Tensor | None = None
     reconstruction: Tensor | None = None
     codes: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class AiTVQVAEResidualBlock(nn.Module):
@@ -59,11 +64,16 @@ class AiTVQVAEEncoder(nn.Module):
         self.blocks = nn.Sequential(*(AiTVQVAEResidualBlock(widths[-1]) for _ in range(config.num_resnet_blocks)))
         self.projection = nn.Conv2d(widths[-1], config.code_dim, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, D, H / ratio, W / ratio)."""
+    def forward(self, x: Tensor, states: LayerStates | None = None) -> Tensor:
+        """(B, C, H, W) to (B, D, H / ratio, W / ratio); `states` gathers what it asks for."""
+        states = states or LayerStates()
         for convolution in self.downsample:
             x = F.relu(convolution(x))
-        return self.projection(self.blocks(x))
+            states.note(x)
+        for block in self.blocks:
+            x = block(x)
+            states.note(x)
+        return self.projection(x)
 
 
 class AiTVQVAEDecoder(nn.Module):
@@ -89,8 +99,10 @@ class AiTVQVAEDecoder(nn.Module):
         return self.output(x)
 
 
-class AiTVQVAEModel(PreTrainedModel):
+class AiTVQVAEModel(AiTBaseModel):
     """Tokenizer and detokenizer of one kind of map (AiT, arXiv 2301.02229).
+
+    It is convolutional: it takes any `attn_implementation` that the task-solver around it has, and has no attentions.
 
     Maps go in and come out in tokenizer form (see `map_kinds_ait`): depth in metres, 0 = invalid; masks in [0, 1]; unit
     vectors; one-hot classes, which come out as scores. Reconstructions are not clipped.
@@ -98,10 +110,7 @@ class AiTVQVAEModel(PreTrainedModel):
 
     config: AiTVQVAEConfig
     base_model_prefix = "vqvae"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    # It has no attention; the task-solver that holds it hands its setting down.
-    _supports_sdpa = True
+    has_attentions = False
     # The loss below is a mean already; without this Trainer would scale it by the accumulation steps.
     accepts_loss_kwargs = False
     # Moving averages over thousands of steps do not survive half precision.
@@ -156,7 +165,12 @@ class AiTVQVAEModel(PreTrainedModel):
         return self.quantizer.restart_dead_codes(torch.cat(vectors), min_cluster_size)
 
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
     ) -> AiTVQVAEOutput | tuple:
         """Reconstruct maps; in training mode also update the codebook.
 
@@ -164,16 +178,21 @@ class AiTVQVAEModel(PreTrainedModel):
             pixel_values: (B, C, H, W), possibly with patches set to 0 as augmentation.
             labels: (B, C, H, W), the unaltered maps; `pixel_values` when not given.
             return_dict: False returns a tuple.
+            output_hidden_states: also return the encoder's maps.
+            kwargs: what transformers may hand to any model, `output_attentions` among them, which changes nothing here.
 
         Raises:
+            TypeError: another argument.
             ValueError: the shapes do not fit the downsample ratio or each other.
         """
+        self.check_kwargs(kwargs)
         labels = pixel_values if labels is None else labels
         if labels.shape != pixel_values.shape:
             raise ValueError(
                 f"labels must have the shape of pixel_values {tuple(pixel_values.shape)}, got {tuple(labels.shape)}."
             )
-        vectors = self._encoder_vectors(pixel_values)
+        states = LayerStates.asked(self.config, output_hidden_states, output_attentions=False)
+        vectors = self._encoder_vectors(pixel_values, states)
         straight_through, quantized, codes = self.quantizer(vectors)
         decoded = self._decode_vectors(straight_through)
         reconstruction_loss = self._reconstruction_loss(decoded, labels)
@@ -183,10 +202,22 @@ class AiTVQVAEModel(PreTrainedModel):
             reconstruction_loss=reconstruction_loss,
             reconstruction=self._to_output_range(decoded),
             codes=codes,
+            **states.tuples(hidden_states="hidden_states"),
         )
-        return output if return_dict is not False else output.to_tuple()
+        return self.as_asked(output, return_dict)
 
-    def _encoder_vectors(self, pixel_values: Tensor) -> Tensor:
+    def _run_counted(self, images: Tensor, what: Any) -> None:
+        self._decode_vectors(self._encoder_vectors(images))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The convolution that the map enters."""
+        return self.encoder.downsample[0]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace that convolution."""
+        self.encoder.downsample[0] = value
+
+    def _encoder_vectors(self, pixel_values: Tensor, states: LayerStates | None = None) -> Tensor:
         ratio, channels = self.config.downsample_ratio, self.config.num_channels
         if (
             pixel_values.ndim != 4
@@ -198,7 +229,7 @@ class AiTVQVAEModel(PreTrainedModel):
                 f"got {tuple(pixel_values.shape)}; pad or crop the maps."
             )
         x = self.config.kind.fill(pixel_values).to(self.dtype)
-        return self.encoder(self._to_input_range(x)).permute(0, 2, 3, 1)
+        return self.encoder(self._to_input_range(x), states).permute(0, 2, 3, 1)
 
     def _decode_vectors(self, vectors: Tensor) -> Tensor:
         return self.decoder(vectors.permute(0, 3, 1, 2).to(self.dtype))

@@ -1,12 +1,16 @@
 """The paper's baseline tokenizer, for every kind of map: shrink bilinearly, bin linearly. Interface of the VQ-VAE."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import ModelOutput
 
 from .configuration_tokenizers import AiTBinTokenizerConfig
+from .pretrained_ait import AiTBaseModel
 
 SMALLEST_PROBABILITY = 1e-6  # of a class; its logarithm must be finite
 
@@ -28,16 +32,29 @@ def _bin_centres(config: AiTBinTokenizerConfig) -> Tensor:
     return F.normalize(torch.cat((centres, z[:, None]), dim=1), dim=1)
 
 
-class AiTBinTokenizer(PreTrainedModel):
-    """Maps to bins of a shrunken map and back (baseline of arXiv 2301.02229); it has no parameters."""
+@dataclass
+class AiTBinTokenizerOutput(ModelOutput):
+    """Output of `AiTBinTokenizer`.
+
+    Args:
+        reconstruction: (B, C, H, W), what the bins decode to.
+        codes: (B, h, w) int64.
+    """
+
+    reconstruction: Tensor | None = None
+    codes: Tensor | None = None
+
+
+class AiTBinTokenizer(AiTBaseModel):
+    """Maps to bins of a shrunken map and back (baseline of arXiv 2301.02229).
+
+    It has no parameters, so there is nothing to train, and no layers whose states or attentions it could return.
+    """
 
     config: AiTBinTokenizerConfig
     centres: Tensor
     base_model_prefix = "bin_tokenizer"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    # It has no attention; the task-solver that holds it hands its setting down.
-    _supports_sdpa = True
+    has_attentions = False
 
     def __init__(self, config: AiTBinTokenizerConfig):
         super().__init__(config)
@@ -53,6 +70,24 @@ class AiTBinTokenizer(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         init.copy_(self.centres, _bin_centres(self.config))
+
+    def forward(
+        self, pixel_values: Tensor, return_dict: bool | None = None, **kwargs: Any
+    ) -> AiTBinTokenizerOutput | tuple:
+        """Bins of maps, and what is left of the maps: `encode`, then `decode`.
+
+        Args:
+            pixel_values: (B, C, H, W) in tokenizer form.
+            return_dict: False returns a tuple.
+            kwargs: what transformers may hand to any model; it changes nothing here.
+
+        Raises:
+            TypeError: another argument.
+            ValueError: the shape does not fit the downsample ratio.
+        """
+        self.check_kwargs(kwargs)
+        codes = self.encode(pixel_values)
+        return self.as_asked(AiTBinTokenizerOutput(reconstruction=self.decode(codes), codes=codes), return_dict)
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Bins (B, h, w) of maps (B, C, H, W) in tokenizer form (see `map_kinds_ait`).

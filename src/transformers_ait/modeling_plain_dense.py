@@ -6,13 +6,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from .configuration_plain_dense import NUM_GROUPS, AiTPlainDenseConfig, AiTPlainDenseTask
 from .distributed_ait import mean_over_processes
+from .layer_states_ait import LayerStates
 from .map_kinds_ait import MAP_KINDS, DepthKind
-from .modeling_ait import AiTPreTrainedModel, build_backbone, pad_images
-from .prediction_ait import AiTOutput, DenseMaps
+from .modeling_ait_base import AiTPreTrainedModel, build_backbone, entrance, pad_images
+from .outputs_ait import AiTOutput, DenseMaps
+from .pretrained_ait import AiTBaseModel
 from .token_vocabulary import DEPTH_TASK
 
 FIRST_DEPTH = 2.5  # metres, about what an untrained decoder of depth predicts
@@ -75,7 +76,15 @@ class AiTPlainDenseModel(AiTPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        PreTrainedModel._init_weights(self, module)  # not the parent's, which is about token decoders
+        AiTBaseModel._init_weights(self, module)  # not the parent's, which is about token decoders
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module that the image enters: the backbone's patch embedding or first convolution."""
+        return entrance(self.backbone)
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's patch embedding, where it has one."""
+        self.backbone.set_input_embeddings(value)
 
     def get_image_features(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Backbone maps (B, channels, h, w), finest first, of images (B, 3, H, W), padded to the model's size.
@@ -83,10 +92,13 @@ class AiTPlainDenseModel(AiTPreTrainedModel):
         Raises:
             ValueError: an image is larger than the model's size.
         """
+        return tuple(self._backbone_output(pixel_values, {}).feature_maps)
+
+    def _backbone_output(self, pixel_values: Tensor, wanted: Mapping[str, bool]) -> Any:
         head: Any = self.heads[self.config.default_task]
         # Not self.dtype, which replicas of nn.DataParallel cannot answer.
         images = pixel_values.to(head.output.weight.dtype)
-        return tuple(self.backbone(pad_images(images, self.config.image_size)).feature_maps)
+        return self.backbone(pad_images(images, self.config.image_size), **wanted)
 
     def forward(
         self,
@@ -96,6 +108,9 @@ class AiTPlainDenseModel(AiTPreTrainedModel):
         depth_labels: Tensor | None = None,
         task_ids: Tensor | None = None,
         return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
     ) -> AiTOutput | tuple:
         """Training loss with labels, the predicted maps without.
 
@@ -107,14 +122,19 @@ class AiTPlainDenseModel(AiTPreTrainedModel):
             depth_labels: (B, H, W) metres, 0 = invalid; the same as `dense_labels={"depth": ...}`.
             task_ids: ignored; what an image processor gives to models that do one task at a time.
             return_dict: False returns a tuple.
+            output_hidden_states: also return the backbone's hidden states, as `encoder_hidden_states`, in its own form.
+            output_attentions: the same of its attention weights, where it has attention.
+            kwargs: what transformers may hand to any model; it changes nothing here.
 
         Returns:
-            With labels `loss` and `loss_dict`; without `dense_maps`, native maps (B[, views][, C], H, W) as `MapKind`
+            With labels `loss` and `loss_dict`; without `dense_maps`, native maps `(B, [V,] [C,] H, W)` as `MapKind`
             defines predicted ones, and the first of depth as `predicted_depth`.
 
         Raises:
+            TypeError: another argument.
             ValueError: unknown task, labels of another task, or shapes and values that the task cannot use.
         """
+        self.check_kwargs(kwargs)
         labels = dict(dense_labels or {}) | ({} if depth_labels is None else {DEPTH_TASK: depth_labels})
         tasks = [task] if isinstance(task, str) else list(task or self.config.tasks)
         if not labels.keys() <= set(tasks) <= set(self.config.tasks):
@@ -122,11 +142,20 @@ class AiTPlainDenseModel(AiTPreTrainedModel):
                 f"task and labels must be of the tasks {self.config.tasks} of this checkpoint, and the labels of task "
                 f"where that is given; got {task!r} and labels of {list(labels)}."
             )
-        output = self._loss(pixel_values, labels) if labels else self._predict(pixel_values, tasks)
-        return output if return_dict is not False else output.to_tuple()
+        asked = LayerStates.asked(self.config, output_hidden_states, output_attentions)
+        # Only what is asked for is named, since timm's backbones that have no attention refuse the argument.
+        wanted = {"output_hidden_states": asked.hidden_states, "output_attentions": asked.attentions}
+        images = pixel_values.flatten(0, 1) if pixel_values.ndim == 5 else pixel_values
+        found = self._backbone_output(images, {name: True for name, value in wanted.items() if value is not None})
+        features = tuple(found.feature_maps)
+        output = self._loss(features, pixel_values, labels) if labels else self._predict(features, pixel_values, tasks)
+        if asked.hidden_states is not None:
+            output.encoder_hidden_states = tuple(found.hidden_states)
+        if asked.attentions is not None and found.attentions is not None:
+            output.encoder_attentions = tuple(found.attentions)
+        return self.as_asked(output, return_dict)
 
-    def _predict(self, pixel_values: Tensor, tasks: Sequence[str]) -> AiTOutput:
-        features = self.get_image_features(pixel_values.flatten(0, 1) if pixel_values.ndim == 5 else pixel_values)
+    def _predict(self, features: Sequence[Tensor], pixel_values: Tensor, tasks: Sequence[str]) -> AiTOutput:
         views, (height, width) = pixel_values.shape[:-3], pixel_values.shape[-2:]
         maps: dict[str, Tensor] = {}
         fields: dict[str, Any] = {}
@@ -137,8 +166,8 @@ class AiTPlainDenseModel(AiTPreTrainedModel):
                 fields.setdefault(head.kind.output, maps[task])
         return AiTOutput(dense_maps=DenseMaps(maps), **fields)
 
-    def _loss(self, pixel_values: Tensor, labels: Mapping[str, Tensor]) -> AiTOutput:
-        features, (batch, _, *size) = self.get_image_features(pixel_values), pixel_values.shape
+    def _loss(self, features: Sequence[Tensor], pixel_values: Tensor, labels: Mapping[str, Tensor]) -> AiTOutput:
+        batch, _, *size = pixel_values.shape
         losses, parts = {}, {}
         for task, native in labels.items():
             head: Any = self.heads[task]

@@ -1,17 +1,17 @@
 """Prediction with the task-solver: decoding of one or several tasks, and tokens back to maps, boxes and masks."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import ModelOutput
 
 from .configuration_dense_tasks import OBJECT_TASKS
-from .decoding_tokens import DecodedTokens, DecodingRequest, decode_in_parallel, decode_together
+from .decoding_tokens import DecodedTokens, DecodingRequest, decode_in_parallel, decode_together, fed_embeddings
+from .layer_states_ait import LayerStates
 from .modeling_ait_vqvae import AiTVQVAEModel
 from .modeling_bin_tokenizer import AiTBinTokenizer
+from .outputs_ait import AiTOutput, DenseMaps
 from .sequence_ait import (
     CLASS_POSITION,
     HEADER_LENGTH,
@@ -24,72 +24,6 @@ from .token_vocabulary import DEPTH_TASK
 
 # Masks detokenized at a time; bounds the activations of the mask decoder.
 MASK_GROUP = 256
-
-
-class DenseMaps(Mapping[str, Tensor]):
-    """Predicted native maps by task, with the batch as first axis; a number gives those of one sample as a batch of 1.
-
-    The pipelines take batches apart by numbers, read their size from `shape`, and would make a dictionary of any other
-    dictionary.
-
-    Args:
-        maps: (B, ...) by task.
-    """
-
-    def __init__(self, maps: Mapping[str, Tensor]):
-        self._maps = dict(maps)
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, int):
-            return DenseMaps({task: maps[key : key + 1] for task, maps in self.items()})
-        return self._maps[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._maps)
-
-    def __len__(self) -> int:
-        return len(self._maps)
-
-    def __repr__(self) -> str:
-        return f"DenseMaps({self._maps})"
-
-    @property
-    def shape(self) -> torch.Size:
-        """(B,)."""
-        return next(iter(self._maps.values())).shape[:1]
-
-
-@dataclass
-class AiTOutput(ModelOutput):
-    """Output of `AiTForDenseAndInstancePrediction`; fields that do not apply are None.
-
-    Args:
-        loss: scalar training loss.
-        loss_dict: unweighted means of the loss's parts.
-        task_losses: weighted losses by task, whose sum is `loss`.
-        logits: (B, L, V), teacher-forced.
-        predicted_depth: (B, H, W) or (B, views, H, W) metres, not clamped; the first depth map without labels.
-        boxes: (B, N, 4) xyxy pixels of the padded input, not clipped; they may be inverted. Objects without labels.
-        scores: (B, N), probability of the class among all classes and the noise class.
-        class_labels: (B, N) class indices.
-        mask_values: (B, N, h, w), 0.5 is the edge, not clipped to [0, 1]; instances without labels.
-        sequences: (B, L) chosen ids in the full vocabulary; of the first of several tasks, as `code_logits`.
-        code_logits: dense maps (B, L, K), instances (B, N, tokens, K).
-        dense_maps: predicted native maps by task (see `map_kinds_ait`), (B, [C,] H, W) or (B, views, [C,] H, W).
-    """
-
-    predicted_depth: Tensor | None = None
-    boxes: Tensor | None = None
-    scores: Tensor | None = None
-    class_labels: Tensor | None = None
-    mask_values: Tensor | None = None
-    sequences: Tensor | None = None
-    code_logits: Tensor | None = None
-    dense_maps: DenseMaps | None = None
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    task_losses: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
 
 
 class AiTPredictor:
@@ -107,9 +41,9 @@ class AiTPredictor:
             return self.mask_tokenizer
         return self.depth_tokenizer if task == DEPTH_TASK else self.dense_tokenizers[task]
 
-    def get_encoder_memory(self, pixel_values: Tensor) -> Tensor:
-        """Memory (B, N, d) that the decoder attends to, of images (B, 3, H, W)."""
-        return self.model.get_encoder_memory(pixel_values)
+    def get_encoder_memory(self, pixel_values: Tensor, states: LayerStates | None = None) -> Tensor:
+        """Memory (B, N, d) that the decoder attends to, of images (B, 3, H, W); `states` gathers the encoder's."""
+        return self.model.get_encoder_memory(pixel_values, states)
 
     @torch.no_grad()
     def generate(
@@ -126,6 +60,8 @@ class AiTPredictor:
         encoder_memory: Tensor | None = None,
         compiled: bool = False,
         cuda_graphs: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> AiTOutput:
         """Decode a prediction.
 
@@ -144,11 +80,13 @@ class AiTPredictor:
             compiled: run the decoder's steps through torch.compile; the first call takes a while.
             cuda_graphs: record a step's kernels once per run and replay them (CUDA). Neither is for dense tasks of a
                 parallel model, which take no steps: compile its `model.backbone`, `model.encoder` and `model.decoder`.
+            output_hidden_states: also return hidden states of encoder (not with `encoder_memory`) and decoder, whose
+                are those of one more pass over what the run fed, since steps keep none.
+            output_attentions: the same of attention weights.
 
         Returns:
             For dense tasks `sequences`, `code_logits`, `dense_maps`, and `predicted_depth` with a depth map among them;
-            for objects `sequences`, `boxes`, `scores`, `class_labels`, and for instances `code_logits` and
-            `mask_values`.
+            for objects `sequences`, `boxes`, `scores`, `class_labels`, for instances `code_logits` and `mask_values`.
 
         Raises:
             ValueError: unknown task, images that the model cannot take, or a memory of other images.
@@ -158,17 +96,16 @@ class AiTPredictor:
             raise ValueError(f"several tasks of one call must be dense, got {tasks}; call generate_tasks.")
         self._require_trained()
         images, views = self._check_images(pixel_values, tasks)
-        memory = self._memory_or_given(images, encoder_memory)
+        states = LayerStates.asked(self.config, output_hidden_states, output_attentions)
+        memory = self._memory_or_given(images, encoder_memory, states.or_none)
         requests = {name: self._request(name, soft_feedback, top_p, generator, max_objects) for name in tasks}
         decoded = self._decode(requests, memory, compiled, cuda_graphs)
         output = _joined([self._output(name, tokens, images, soft_decode) for name, tokens in decoded.items()])
-        if len(views) > 1:
-            for name in ("predicted_depth", "sequences", "code_logits"):
-                if getattr(output, name) is not None:
-                    output[name] = getattr(output, name).unflatten(0, views)
-            maps: Mapping[str, Tensor] = output.dense_maps or {}
-            output.dense_maps = DenseMaps({task: x.unflatten(0, views) for task, x in maps.items()})
-        return output
+        if states.any:
+            encoder = LayerStates() if encoder_memory is not None else states
+            decoder = self._decoder_states(requests, decoded, memory, states.empty())
+            output = AiTOutput(**dict(output.items()), **state_fields(encoder, decoder))
+        return _with_views(output, views) if len(views) > 1 else output
 
     @torch.no_grad()
     def generate_tasks(
@@ -242,6 +179,23 @@ class AiTPredictor:
         by_task = dict(zip(parallel + stepwise, found, strict=True))
         return {name: by_task[name] for name in requests}
 
+    def _decoder_states(
+        self,
+        requests: Mapping[str, DecodingRequest],
+        decoded: Mapping[str, DecodedTokens],
+        memory: Tensor,
+        states: LayerStates,
+    ) -> LayerStates:
+        """States of the decoder in one pass over what a decoding run fed, of the tasks one after the other."""
+        decoder, inputs = self.model.decoder, []
+        for name, request in requests.items():
+            if self.config.parallel and name in self.config.dense:
+                inputs.append(decoder.mask_inputs(memory.shape[0], len(request.grammar), request.task_id))
+            else:
+                inputs.append(decoder.inputs(fed_embeddings(decoder, request.grammar, decoded[name]), request.task_id))
+        decoder.forward_together(inputs, memory, states)
+        return states.joined([x.shape[1] for x in inputs])
+
     def _request(
         self,
         task: str,
@@ -294,9 +248,11 @@ class AiTPredictor:
                 "it, then set model.config.initialization_only = False."
             )
 
-    def _memory_or_given(self, pixel_values: Tensor, encoder_memory: Tensor | None) -> Tensor:
+    def _memory_or_given(
+        self, pixel_values: Tensor, encoder_memory: Tensor | None, states: LayerStates | None = None
+    ) -> Tensor:
         if encoder_memory is None:
-            return self.get_encoder_memory(pixel_values)
+            return self.get_encoder_memory(pixel_values, states)
         expected = (len(pixel_values), self.config.grid_size**2, self.config.decoder_config.hidden_size)
         if encoder_memory.shape != expected:
             raise ValueError(
@@ -385,6 +341,26 @@ def _joined(outputs: Sequence[AiTOutput]) -> AiTOutput:
     for output in reversed(outputs):
         fields |= dict(output.items())
     return AiTOutput(**(fields | {"dense_maps": maps}))
+
+
+def state_fields(encoder: LayerStates, decoder: LayerStates) -> dict[str, Any]:
+    """Fields of an output with what was gathered of encoder and decoder; None where nothing was asked for."""
+    return encoder.tuples(hidden_states="encoder_hidden_states", attentions="encoder_attentions") | decoder.tuples(
+        hidden_states="decoder_hidden_states", attentions="decoder_attentions", cross_attentions="cross_attentions"
+    )
+
+
+def _with_views(output: AiTOutput, views: tuple[int, ...]) -> AiTOutput:
+    """An output of dense tasks whose first axis counts images, (B * views, ...), as (B, views, ...)."""
+    fields: dict[str, Any] = {}
+    for name, value in output.items():
+        if isinstance(value, DenseMaps):
+            fields[name] = DenseMaps({task: x.unflatten(0, views) for task, x in value.items()})
+        elif isinstance(value, tuple):
+            fields[name] = tuple(x.unflatten(0, views) for x in value)
+        else:
+            fields[name] = value.unflatten(0, views)
+    return AiTOutput(**fields)
 
 
 def detokenize(tokenizer: AiTVQVAEModel | AiTBinTokenizer, code_logits: Tensor, soft: bool) -> Tensor:

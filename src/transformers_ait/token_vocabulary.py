@@ -1,5 +1,6 @@
 """The one token map: named id ranges of the shared output vocabulary. Offsets are added here and nowhere else."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,3 +100,32 @@ class TokenVocabulary:
     def size(self) -> int:
         """Total number of ids."""
         return self.depth_codes.stop + self.num_spare + sum(size for _, size in self.dense_codes)
+
+
+def shared_ids(
+    earlier: TokenVocabulary, now: TokenVocabulary, earlier_classes: Sequence[str], classes: Sequence[str]
+) -> list[tuple[int, int]]:
+    """Ids of two vocabularies that mean the same, as pairs (earlier, now).
+
+    Coordinates, mask codes, and codes of a dense task that both have are shared where there are equally many. Classes
+    are matched by name.
+
+    Args:
+        earlier: one vocabulary.
+        now: the other.
+        earlier_classes: class names of the one, in the order of their ids.
+        classes: of the other.
+    """
+    pairs = [(earlier.end_of_sequence, now.end_of_sequence), (earlier.noise, now.noise)]
+    names = {DEPTH_TASK, *(name for name, _ in earlier.dense_codes)} & {DEPTH_TASK, *(x for x, _ in now.dense_codes)}
+    ranges = [(earlier.coordinates, now.coordinates), (earlier.mask_codes, now.mask_codes)]
+    for before, after in ranges + [(earlier.codes(name), now.codes(name)) for name in sorted(names)]:
+        if before.size == after.size:
+            pairs += zip(range(before.start, before.stop), range(after.start, after.stop), strict=True)
+    places = {name: index for index, name in enumerate(classes)}
+    pairs += [
+        (earlier.classes.to_ids(index), now.classes.to_ids(places[name]))
+        for index, name in enumerate(earlier_classes)
+        if name in places
+    ]
+    return pairs

@@ -12,9 +12,11 @@ from transformers.utils import logging
 
 from ..configuration_ait import AiTConfig
 from ..modeling_ait import AiTForDenseAndInstancePrediction
+from ..modeling_ait_base import ID_TABLES
 from ..modeling_plain_dense import AiTPlainDenseModel
 from ..modeling_token_decoder import sine_table
 from ..sequence_ait import HEADER_LENGTH
+from ..token_vocabulary import shared_ids
 from .recipe_models import SolverModelRecipe
 from .recipes import RecipeError, build_config
 from .tokenizers import INSTANCE_TASK, SOLVER, require_model
@@ -22,7 +24,6 @@ from .tokenizers import INSTANCE_TASK, SOLVER, require_model
 logger = logging.get_logger(__name__)
 PACKAGE_PREFIX = "package:"
 DETECTION_TASK = "detection"
-ID_TABLES = ("decoder.token_embeddings", "decoder.output_bias")
 TASK_TABLES = ("decoder.task_embeddings", "decoder.position_embeddings")
 
 
@@ -198,28 +199,18 @@ def _shared_ids(earlier: Any, config: Any, folder: str) -> tuple[Tensor, Tensor]
     if old == new and earlier.id2label == config.id2label:
         return torch.arange(old.size), torch.arange(new.size)
     dense = [task for task in earlier.dense if task in config.dense]
-    ranges = {task: (old.codes(task), new.codes(task)) for task in dense}
-    needed = set(dense)
+    needed = {task: (old.codes(task), new.codes(task)) for task in dense}
     if earlier.object_tasks and config.object_tasks:
-        needed.add("coordinates")
+        needed["coordinates"] = old.coordinates, new.coordinates
     if INSTANCE_TASK in earlier.tasks and INSTANCE_TASK in config.tasks:
-        needed.add("mask codes")
-    ranges |= {"coordinates": (old.coordinates, new.coordinates), "mask codes": (old.mask_codes, new.mask_codes)}
-    pairs = [(old.end_of_sequence, new.end_of_sequence), (old.noise, new.noise)]
-    for name, (before, now) in ranges.items():
-        if before.size == now.size:
-            pairs += zip(range(before.start, before.stop), range(now.start, now.stop), strict=True)
-        elif name in needed:
+        needed["mask codes"] = old.mask_codes, new.mask_codes
+    for name, (before, now) in needed.items():
+        if before.size != now.size:
             raise RecipeError(
                 f"model.initialize_from {folder} is another architecture; it has {before.size} ids for {name}, this "
                 f"model {now.size}."
             )
-    places = {name: index for index, name in config.id2label.items()}
-    pairs += [
-        (old.classes.start + index, new.classes.start + places[name])
-        for index, name in earlier.id2label.items()
-        if name in places
-    ]
+    pairs = shared_ids(old, new, [*earlier.id2label.values()], [*config.id2label.values()])
     source, target = torch.tensor(pairs).T
     return source, target
 

@@ -1,0 +1,76 @@
+"""The models that transformers' common checks are made on, tiny, with inputs and labels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transformers_ait import (
+    AiTBinTokenizer,
+    AiTForDenseAndInstancePrediction,
+    AiTModel,
+    AiTPlainDenseConfig,
+    AiTPlainDenseModel,
+    AiTSwinV2Backbone,
+    AiTVQVAEModel,
+)
+
+NAMES = ("solver", "parallel", "detector", "model", "plain", "backbone", "vqvae", "bins")
+# The others are stored as "parallel" is.
+STORED = ("parallel", "plain", "backbone", "vqvae", "bins")
+ATTENTIVE = ("solver", "parallel", "detector", "model", "backbone")
+TRAINABLE = ("solver", "parallel", "detector", "plain", "vqvae")
+CHECKPOINTING = ("solver", "parallel", "detector", "plain")
+CLASSES = {0: "wall", 1: "floor", 2: "chair"}
+
+
+@dataclass
+class Case:
+    """A kind of model: its class, a configuration, inputs of a prediction, and labels that make it a training."""
+
+    kind: type
+    config: Any
+    inputs: dict[str, Tensor]
+    labels: dict[str, Any]
+
+    def model(self, seed: int = 0) -> Any:
+        """A model with seeded weights, in evaluation mode."""
+        torch.manual_seed(seed)
+        return self.kind(self.config).eval()
+
+
+def make_case(name, config, backbone_config, vqvae_config, bin_config, images, depths) -> Case:
+    """A fresh case; what follows the name are conftest's fixtures."""
+    images, depths = images[:2], depths[:2]
+    pixels, depth_labels = {"pixel_values": images}, {"depth_labels": depths}
+    if name in ("vqvae", "bins"):
+        kind = AiTVQVAEModel if name == "vqvae" else AiTBinTokenizer
+        return Case(kind, vqvae_config() if name == "vqvae" else bin_config, {"pixel_values": depths[:, None]}, {})
+    if name == "backbone":
+        return Case(AiTSwinV2Backbone, backbone_config(out_features=["stem", "stage1", "stage2"]), pixels, {})
+    if name == "plain":
+        tasks = [
+            {"name": "depth", "kind": "depth"},
+            {"name": "semantic", "kind": "classes", "class_names": [*CLASSES.values()]},
+        ]
+        backbone = backbone_config(out_features=["stage1", "stage2"])
+        found = AiTPlainDenseConfig(backbone_config=backbone, dense_tasks=tasks, image_size=32, hidden_size=16)
+        semantic = torch.randint(0, 3, (2, 32, 32))
+        return Case(AiTPlainDenseModel, found, pixels, {"dense_labels": {"depth": depths, "semantic": semantic}})
+    if name == "detector":
+        boxes = torch.tensor([[2.0, 3.0, 12.0, 20.0], [5.0, 5.0, 30.0, 28.0]])
+        labels = [{"boxes": boxes, "class_labels": torch.tensor([0, 2]), "seed": seed} for seed in range(2)]
+        found = config(tasks=["detection"], id2label=CLASSES)
+        return Case(AiTForDenseAndInstancePrediction, found, pixels, {"instance_labels": labels})
+    if name == "parallel":
+        tokenizer = {"image_size": 32, "downsample_ratio": 16, "hidden_size": 4, "num_resnet_blocks": 1, "code_dim": 6}
+        tasks = [
+            {"name": "normals", "kind": "normals", "tokenizer_config": tokenizer | {"num_codes": 9}},
+            {"name": "depth", "tokenizer_config": vqvae_config(tau=0.8)},
+        ]
+        found = config(dense_tasks=tasks, parallel=True, depth_tokenizer_config=None, id2label=CLASSES)
+        normals = torch.nn.functional.normalize(torch.randn(2, 3, 32, 32), dim=1)
+        labels = {"dense_labels": {"depth": depths, "normals": normals}}
+        return Case(AiTForDenseAndInstancePrediction, found, pixels, labels)
+    return Case(AiTModel if name == "model" else AiTForDenseAndInstancePrediction, config(), pixels, depth_labels)
