@@ -139,6 +139,7 @@ def test_rows_without_truth_are_left_out_of_the_mean():
 # Processes
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(depth_folder, instance_folder, mask_vqvae_folder, rooms, tmp_path):
     folders = [str(folder) for folder in (depth_folder, instance_folder, mask_vqvae_folder)]
     arguments = [*folders, "--options", json.dumps(rooms), "--batch-size", "2", "--soft-only", "--panels", "1"]

@@ -137,7 +137,7 @@ def test_autoregressive_onnx(autoregressive):
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param({"parallel": True}, id="parallel"),
+        pytest.param({"parallel": True}, id="parallel", marks=pytest.mark.slow),
         pytest.param({}, id="soft"),
         pytest.param({"soft_feedback": False, "soft_decode": False}, id="hard", marks=pytest.mark.slow),
     ],
@@ -164,6 +164,7 @@ def test_bin_tokenizer(save, bin_tokenizer_config):
     check_depth(folder, *torch_parts(folder.parent / "exported"))
 
 
+@pytest.mark.slow
 def test_fixed_batch_of_a_half_precision_checkpoint(save):
     folder = save(torch.bfloat16, parallel=True)
     assert load_file(folder / "model.safetensors")["model.decoder.output_bias"].dtype == torch.bfloat16
@@ -203,7 +204,7 @@ def several(tiny_vqvae_config):
 
 @pytest.mark.parametrize(
     ("task", "channels", "parallel"),
-    [("semantic", 3, True), ("normals", 3, False), pytest.param("normals", 3, True, marks=pytest.mark.slow)],
+    [("semantic", 3, True), *(pytest.param("normals", 3, x, marks=pytest.mark.slow) for x in (False, True))],
 )
 def test_the_map_that_was_asked_for(task, channels, parallel, save, several):
     folder = save(**several, parallel=parallel)

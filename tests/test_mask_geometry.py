@@ -277,6 +277,7 @@ for name, run in runs.items():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.slow
 def test_a_hundred_large_masks_take_bounded_memory():
     """Peaks in MB, in the order of the runs; sixty masks sampled everywhere at once take more than is allowed."""
     command = [sys.executable, "-c", MEMORY]

@@ -184,7 +184,9 @@ def test_notebooks_run(path, shared_client, short):
     notebook = execute(path, shared_client, short(path.stem))
     assert not [o for o in outputs(notebook) if o.get("name") == "stderr"]
     globals()[f"check_{path.stem}"](notebook, whole=False)
-    assert len(outputs(notebook)) == len(outputs(nbformat.read(path, 4)))
+    # Cells that say something: of how many pieces a cell's text comes depends on its pace.
+    speaking = [sum(bool(cell.get("outputs")) for cell in x.cells) for x in (notebook, nbformat.read(path, 4))]
+    assert speaking[0] == speaking[1]
 
 
 @pytest.mark.slow

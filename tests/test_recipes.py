@@ -514,6 +514,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(small_data, tmp_pat
         train_vqvae(load_recipe(VQVAERecipe, [*arguments, "--run.activation_checkpointing", "true"]))
 
 
+@pytest.mark.slow
 def test_compiling_changes_nothing_but_speed(small_data, tmp_path, monkeypatch):
     compiled, original = [], torch.nn.Module.compile
 

@@ -55,6 +55,7 @@ def test_evaluate_prints_soft_hard_and_constant(script, repository, tmp_path):
     assert all(set(row) >= {"d1", "rmse", "silog"} for row in metrics.values())
 
 
+@pytest.mark.slow
 def test_augmentations_are_drawn(script, tmp_path):
     assert "wrote" in script("show_augmentation.py", "--output", tmp_path / "augmentation.png")
     assert (tmp_path / "augmentation.png").stat().st_size > 50_000
