@@ -158,7 +158,9 @@ def test_a_curve_is_held_against_its_best_smaller_batch(script, rates, worst, cu
     assert scaling.verdict(worst).startswith(curve)
 
 
-@pytest.mark.parametrize("part", ["plain", "rivals", "components", "scaling"])
+@pytest.mark.parametrize(
+    "part", ["components", *(pytest.param(x, marks=pytest.mark.slow) for x in ("plain", "rivals", "scaling"))]
+)
 def test_every_part_measures_what_the_table_asks_of_it(script, measured, part):
     found = measured(part)
     asked = {t.key for t in script("benchmark_report").TARGETS if t.part == part and not t.needs_gpu}

@@ -134,12 +134,13 @@ def test_autoregressive_onnx(autoregressive):
     check_depth(folder, *driver.load_parts(output))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param({"parallel": True}, id="parallel", marks=pytest.mark.slow),
+        pytest.param({"parallel": True}, id="parallel"),
         pytest.param({}, id="soft"),
-        pytest.param({"soft_feedback": False, "soft_decode": False}, id="hard", marks=pytest.mark.slow),
+        pytest.param({"soft_feedback": False, "soft_decode": False}, id="hard"),
     ],
 )
 def test_torch(overrides, save):
@@ -150,6 +151,7 @@ def test_torch(overrides, save):
     check_depth(folder, *torch_parts(output))
 
 
+@pytest.mark.slow
 def test_timm_backbone(save, tiny_decoder_config):
     backbone = {"model_type": "timm_backbone", "backbone": "test_efficientnet", "out_indices": [-1]}
     folder = save(parallel=True, backbone_config=backbone, feature_stride=32)
@@ -244,7 +246,8 @@ def check_objects(folder, settings, parts, task):
             assert np.allclose(found["mask_values"], expected.mask_values, atol=1e-4)
 
 
-@pytest.mark.parametrize("soft", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("soft", [True, False])
 def test_instances(soft, save, objects):
     folder = save(**objects, soft_feedback=soft, soft_decode=soft)
     assert main([str(folder), "--output", str(folder.parent / "exported"), "--format", "torch"]) == 0

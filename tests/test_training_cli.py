@@ -138,6 +138,7 @@ def test_bins_run_gives_a_model_for_the_pipeline(rooms, tmp_path):
     assert json.loads((folder / "preprocessor_config.json").read_text())["size"] == {"height": 32, "width": 32}
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(rooms, tmp_path):
     arguments = [VQVAE, *RUN, *VQVAE_SMALL, *rooms, "--run.output"]
     launch([*TORCHRUN, str(TRAINING / "run_vqvae.py"), *arguments, str(tmp_path / "two")])

@@ -170,6 +170,7 @@ def run_process(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_hold_the_codebook_of_one(tmp_path):
     maps = 5 * torch.rand(4, 1, 16, 16)
     torch.save(maps, tmp_path / "maps.pt")
