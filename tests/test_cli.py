@@ -409,7 +409,7 @@ def test_annotations_are_complete_or_absent(tmp_path):
         (["--formats", "jpeg"], "--formats knows colour, overlay, png16, npy, coco, video, got 'jpeg'"),
         (["--formats", "video"], "none is among the inputs"),
         (["--smooth", "3"], "none is among the inputs"),
-        (["--smooth", "-1"], "must be 0 or more frames"),
+        (["--smooth", "-1"], "must be at least 0"),
         (["--formats", "coco"], "(depth, height) can be written as coco"),
         (["--output", "photos"], "is an input too"),
         (["--output", "photos/wide.png"], "is a file"),

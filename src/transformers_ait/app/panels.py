@@ -6,6 +6,7 @@ A panel keeps nothing of any visitor: results come from the session and go back 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ STEP_BACK = 2.2
 """The first look is from so many times as far as the camera stood, so that points of neighbouring pixels touch."""
 
 
-class Panel:
+class Panel(ABC):
     """A tab of one task of one kind.
 
     Args:
@@ -52,19 +53,19 @@ class Panel:
         self.title = f"{words}{names}{part}"
         self.tab: Any = None
 
+    @abstractmethod
     def build(self) -> None:
         """Make the components, inside of the tab."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show(self, result: Result) -> Updates:
         """Values of the components for a new result.
 
         Args:
             result: whose checkpoint has the task.
         """
-        raise NotImplementedError
 
-    def connect(self, state: Any) -> None:
+    def connect(self, state: Any) -> None:  # noqa: B027 (some panels have no sliders)
         """Set up what happens when sliders move.
 
         Args:

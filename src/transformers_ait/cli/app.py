@@ -17,6 +17,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from .arguments import whole_number
 from .predict import DTYPES, device_named
 
 HIGHEST_PORT = 65535
@@ -41,13 +42,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default: 127.0.0.1, this computer")
     parser.add_argument(
-        "--port", type=_port, help=f"to listen at; default: the first free one of {FIRST_PORT} to {LAST_PORT}"
+        "--port",
+        type=whole_number(1, HIGHEST_PORT),
+        help=f"to listen at; default: the first free one of {FIRST_PORT} to {LAST_PORT}",
     )
     parser.add_argument("--device", type=device_named, default="auto", help="such as cpu, cuda:1; default: auto")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; default: auto, as stored")
     parser.add_argument(
         "--max-side",
-        type=_side,
+        type=whole_number(0),
         default=MAX_SIDE,
         metavar="PIXELS",
         help=f"pictures with a longer side are made smaller; 0 is no limit; default: {MAX_SIDE}",
@@ -135,20 +138,6 @@ def free_port(host: str, port: int | None) -> int:
             reason = error
     where = f"port {port}" if port is not None else f"ports {FIRST_PORT} to {LAST_PORT}"
     raise OSError(f"cannot listen at --host {host}, {where} ({reason}); give another --port or --host")
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= HIGHEST_PORT:
-        raise argparse.ArgumentTypeError(f"must lie in 1 to {HIGHEST_PORT}, got {text}")
-    return value
-
-
-def _side(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
-    return value
 
 
 def _shown(host: str) -> str:

@@ -30,6 +30,7 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
+from .arguments import whole_number
 from .inputs import Frame, Source, find_sources, read_frames, video_library
 from .predictor import Predictor
 from .videos import Predicted, VideoSmoothing
@@ -53,10 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threshold", type=_share, default=0.5, help="least score of objects; default: 0.5")
     parser.add_argument("--device", type=device_named, default="auto", help="such as cpu, cuda:1; default: auto")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; default: auto, as stored")
-    parser.add_argument("--batch-size", type=_count, default=1, help="images per forward pass; default: 1")
+    parser.add_argument("--batch-size", type=whole_number(1), default=1, help="images per forward pass; default: 1")
     parser.add_argument(
         "--smooth",
-        type=_frames,
+        type=whole_number(0),
         metavar="N",
         help="videos: average what does not move over N frames before and after, 3 for instance, and print how much "
         "maps flicker; 0 prints it alone",
@@ -185,20 +186,6 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must lie in [0, 1], got {text}")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
-
-
-def _frames(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more frames, got {text}")
     return value
 
 

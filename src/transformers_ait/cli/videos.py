@@ -37,6 +37,8 @@ class VideoSmoothing:
         self.smoother = TemporalSmoother(self.kinds, {task: spec.channels for task, spec in specs.items()}, radius)
         self.report: list[str] = []
         self._video: str | None = None
+        self._before: dict[str, Flicker] = {}
+        self._after: dict[str, Flicker] = {}
         self._waiting: deque[tuple[Predicted, Tensor]] = deque()
 
     def feed(self, frame: Frame, predictions: Mapping[str, Prediction]) -> Iterator[Predicted]:
