@@ -20,8 +20,8 @@ from PIL import Image
 from transformers_ait import AiTDepthImageProcessor, AiTInstanceImageProcessor, AiTVQVAEModel
 from transformers_ait.coco_annotations_ait import encode_masks
 from transformers_ait.data import SYNTHETIC_ROOMS_CLASSES
-from transformers_ait.engine.evaluation import run_evaluation
-from transformers_ait.engine.evaluation_inputs import EvaluationSettings
+from transformers_ait.engine.evaluation.inputs import EvaluationSettings
+from transformers_ait.engine.evaluation.report import run_evaluation
 
 SCRIPT = Path(__file__).parents[1] / "training" / "evaluate.py"
 ROOMS = {"num_train": 3, "num_validation": 0, "num_test": 5, "height": 40, "width": 56}

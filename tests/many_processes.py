@@ -28,16 +28,17 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from transformers_ait import AiTVQVAEConfig, AiTVQVAEModel
 from transformers_ait.distributed_ait import mean_over_processes
-from transformers_ait.engine.dense_data import DenseRows
-from transformers_ait.engine.dense_training import DenseTask, build_dense_model
-from transformers_ait.engine.instance_data import InstanceRows, evaluate_objects
-from transformers_ait.engine.instance_training import InstanceTask, build_instance_model
-from transformers_ait.engine.loop import make_accelerator, train
-from transformers_ait.engine.recipe_models import DenseRecipe, InstanceRecipe, VQVAERecipe
-from transformers_ait.engine.recipes import build_recipe
-from transformers_ait.engine.reporting import LOG_FILE, read_log
-from transformers_ait.engine.sampling import SeededSamples, process_share
-from transformers_ait.engine.vqvae_training import VQVAEMapTask, VQVAEMaskTask
+from transformers_ait.engine.loop.processes import make_accelerator
+from transformers_ait.engine.loop.sampling import SeededSamples, process_share
+from transformers_ait.engine.loop.trainer import train
+from transformers_ait.engine.recipes.reading import build_recipe
+from transformers_ait.engine.recipes.scripts import DenseRecipe, InstanceRecipe, VQVAERecipe
+from transformers_ait.engine.reporting.log import LOG_FILE, read_log
+from transformers_ait.engine.tasks.dense import DenseTask, build_dense_model
+from transformers_ait.engine.tasks.dense_data import DenseRows
+from transformers_ait.engine.tasks.instance_data import InstanceRows, evaluate_objects
+from transformers_ait.engine.tasks.instances import InstanceTask, build_instance_model
+from transformers_ait.engine.tasks.vqvae import VQVAEMapTask, VQVAEMaskTask
 from transformers_ait.map_kinds_ait import MAP_KINDS
 from transformers_ait.metrics import depth_metrics_per_image
 
@@ -174,8 +175,8 @@ def planted_errors(task):
         return torch.stack([torch.ones_like(task.weight(batch), dtype=torch.float32) for batch in batches])
 
     with ExitStack() as stack:
-        stack.enter_context(patch("transformers_ait.engine.loop._Trainer._shares", alike))
-        for module in ("modeling_ait", "engine.vqvae_training"):
+        stack.enter_context(patch("transformers_ait.engine.loop.trainer._Trainer._shares", alike))
+        for module in ("modeling_ait", "engine.tasks.vqvae"):
             stack.enter_context(patch(f"transformers_ait.{module}.mean_over_processes", lambda tensor: tensor))
         stack.enter_context(patch("transformers_ait.vector_quantizer.sum_over_processes", lambda tensor: tensor))
         if hasattr(task.model, "quantizer"):

@@ -20,7 +20,7 @@ from transformers_ait.data.augmentation_dense import (
     shift_hsv,
 )
 from transformers_ait.data.patch_mask import RandomPatchMask
-from transformers_ait.engine.sampling import MicroBatchSampler, SeededSamples
+from transformers_ait.engine.loop.sampling import MicroBatchSampler, SeededSamples
 from transformers_ait.map_kinds_ait import MAP_KINDS
 
 DEPTH = {"depth": MAP_KINDS["depth"]}

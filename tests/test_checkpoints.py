@@ -17,21 +17,23 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from transformers_ait import AiTForDenseAndInstancePrediction, AiTVQVAEConfig, AiTVQVAEModel
-from transformers_ait.engine.checkpoints import (
+from transformers_ait.engine.loop.checkpoints import (
     MANIFEST,
     checkpoint_step,
     latest_checkpoint,
     load_checkpoint,
-    replace_folder,
     save_checkpoint,
 )
-from transformers_ait.engine.dense_data import DenseRows
-from transformers_ait.engine.dense_training import DenseTask, build_dense_model
-from transformers_ait.engine.loop import check_run_folder, make_accelerator, number_of_steps, train
-from transformers_ait.engine.recipe_models import DepthRecipe, VQVAERecipe
-from transformers_ait.engine.recipes import RecipeError, build_recipe
-from transformers_ait.engine.reporting import LOG_FILE, RunLog, read_log
-from transformers_ait.engine.vqvae_training import VQVAEMapTask
+from transformers_ait.engine.loop.processes import make_accelerator, number_of_steps
+from transformers_ait.engine.loop.run_folder import check_run_folder
+from transformers_ait.engine.loop.trainer import train
+from transformers_ait.engine.recipes.reading import RecipeError, build_recipe
+from transformers_ait.engine.recipes.scripts import DepthRecipe, VQVAERecipe
+from transformers_ait.engine.reporting.log import LOG_FILE, RunLog, read_log
+from transformers_ait.engine.run_files import replace_folder
+from transformers_ait.engine.tasks.dense import DenseTask, build_dense_model
+from transformers_ait.engine.tasks.dense_data import DenseRows
+from transformers_ait.engine.tasks.vqvae import VQVAEMapTask
 from transformers_ait.map_kinds_ait import MAP_KINDS
 
 SIZE = 32
@@ -218,11 +220,12 @@ def test_comparison_sees_what_a_checkpoint_forgets(tmp_path, data, monkeypatch, 
         monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda self, state: None)
     elif forgotten == "sums":
         monkeypatch.setattr(
-            "transformers_ait.engine.loop.Progress.load_state_dict", lambda self, state: setattr(self, "step", 3)
+            "transformers_ait.engine.loop.progress.Progress.load_state_dict", lambda self, state: setattr(self, "step", 3)
         )
     else:
         monkeypatch.setattr(
-            "transformers_ait.engine.sampling.MicroBatchSampler.__iter__", lambda self: iter([[(0, 0), (0, 1)]] * 99)
+            "transformers_ait.engine.loop.sampling.MicroBatchSampler.__iter__",
+            lambda self: iter([[(0, 0), (0, 1)]] * 99),
         )
     run(depth_recipe(tmp_path / "broken", resume=True), data)
     assert not equal(final_state(tmp_path / "whole"), final_state(tmp_path / "broken"))

@@ -8,10 +8,10 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from transformers_ait.data.copy_paste import Backgrounds, paste_objects, some_objects
-from transformers_ait.engine.instance_data import ImageObjects
-from transformers_ait.engine.instance_training import InstanceAugmentation
-from transformers_ait.engine.recipe_models import InstanceAugmentationRecipe
-from transformers_ait.engine.recipes import RecipeError
+from transformers_ait.engine.recipes.reading import RecipeError
+from transformers_ait.engine.recipes.scripts import InstanceAugmentationRecipe
+from transformers_ait.engine.tasks.instance_data import ImageObjects
+from transformers_ait.engine.tasks.instances import InstanceAugmentation
 
 
 def sample(size, boxes, shade, labels=None):

@@ -8,7 +8,11 @@ from accelerate import Accelerator
 from PIL import Image
 
 from transformers_ait.data.augmentation_dense import dense_training_transform, map_training_transform
-from transformers_ait.engine.dense_data import (
+from transformers_ait.engine.loop.streaming import RowStream
+from transformers_ait.engine.recipes.reading import RecipeError
+from transformers_ait.engine.recipes.sections import DataRecipe
+from transformers_ait.engine.tasks.dense import augmented_dense_sample
+from transformers_ait.engine.tasks.dense_data import (
     DenseRows,
     StreamedDenseRows,
     evaluate_maps,
@@ -16,10 +20,6 @@ from transformers_ait.engine.dense_data import (
     has_valid_pixels,
     load_dense_rows,
 )
-from transformers_ait.engine.dense_training import augmented_dense_sample
-from transformers_ait.engine.recipe_sections import DataRecipe
-from transformers_ait.engine.recipes import RecipeError
-from transformers_ait.engine.streaming import RowStream
 from transformers_ait.map_kinds_ait import MAP_KINDS
 
 DEPTH = {"depth": MAP_KINDS["depth"]}

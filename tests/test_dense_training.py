@@ -20,14 +20,14 @@ from transformers import AutoImageProcessor, pipeline
 import transformers_ait.data  # noqa: F401 - registers synthetic_rooms
 from transformers_ait import AiTDenseImageProcessor, AiTForDenseAndInstancePrediction, AiTVQVAEModel
 from transformers_ait.data.rooms_scene import SYNTHETIC_ROOMS_SEMANTIC_CLASSES
-from transformers_ait.engine.dense_data import DenseRows
-from transformers_ait.engine.dense_training import DenseTask, build_dense_model, train_dense
-from transformers_ait.engine.evaluation import run_evaluation
-from transformers_ait.engine.evaluation_inputs import EvaluationSettings
-from transformers_ait.engine.recipe_models import DenseModelRecipe, DenseRecipe, VQVAERecipe
-from transformers_ait.engine.recipes import RecipeError, load_recipe, run_from_command_line
-from transformers_ait.engine.reporting import LOG_FILE, read_log
-from transformers_ait.engine.vqvae_training import VQVAEMapTask, train_vqvae
+from transformers_ait.engine.evaluation.inputs import EvaluationSettings
+from transformers_ait.engine.evaluation.report import run_evaluation
+from transformers_ait.engine.recipes.reading import RecipeError, load_recipe, run_from_command_line
+from transformers_ait.engine.recipes.scripts import DenseModelRecipe, DenseRecipe, VQVAERecipe
+from transformers_ait.engine.reporting.log import LOG_FILE, read_log
+from transformers_ait.engine.tasks.dense import DenseTask, build_dense_model, train_dense
+from transformers_ait.engine.tasks.dense_data import DenseRows
+from transformers_ait.engine.tasks.vqvae import VQVAEMapTask, train_vqvae
 from transformers_ait.map_kinds_ait import MAP_KINDS
 from transformers_ait.modeling_plain_dense import AiTPlainDenseModel
 

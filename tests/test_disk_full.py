@@ -11,16 +11,14 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from transformers_ait.engine.checkpoints import (
-    DiskFullError,
+from transformers_ait.engine.loop.checkpoints import (
     check_disk_space,
     checkpoint_size,
-    explain_full_disk,
     latest_checkpoint,
-    replace_text,
     save_checkpoint,
 )
-from transformers_ait.engine.reporting import LOG_FILE, RunLog, read_log
+from transformers_ait.engine.reporting.log import LOG_FILE, RunLog, read_log
+from transformers_ait.engine.run_files import DiskFullError, explain_full_disk, replace_text
 
 MIB = 1 << 20
 Usage = namedtuple("Usage", "total used free")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from transformers_ait.cli.train import TASKS
 from transformers_ait.data import render_room
-from transformers_ait.engine.recipes import load_recipe
+from transformers_ait.engine.recipes.reading import load_recipe
 from transformers_ait_command import COMMANDS
 
 ROOT = Path(__file__).parents[1]

@@ -12,11 +12,11 @@ from evaluation_cases import SCRIPT, SIZE, evaluate, launch, load_coco, read_row
 from PIL import Image
 
 from transformers_ait import AiTDepthImageProcessor, AiTInstanceImageProcessor, AiTVQVAEModel
-from transformers_ait.engine import evaluation_dense
-from transformers_ait.engine.dense_data import DenseRows
-from transformers_ait.engine.evaluation_batches import evaluate_in_batches
-from transformers_ait.engine.evaluation_dense import mean_figures
-from transformers_ait.engine.evaluation_inputs import DenseTarget, EvaluationError
+from transformers_ait.engine.evaluation import dense as evaluation_dense
+from transformers_ait.engine.evaluation.dense import mean_figures
+from transformers_ait.engine.evaluation.inputs import DenseTarget, EvaluationError
+from transformers_ait.engine.loop.evaluation_batches import evaluate_in_batches
+from transformers_ait.engine.tasks.dense_data import DenseRows
 from transformers_ait.map_kinds_ait import MAP_KINDS
 from transformers_ait.metrics import DEPTH_METRICS, depth_metrics
 

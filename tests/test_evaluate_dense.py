@@ -18,9 +18,9 @@ from transformers_ait import (
     AiTPlainDenseModel,
     AiTVQVAEModel,
 )
-from transformers_ait.engine import evaluation_dense
-from transformers_ait.engine.evaluation_constants import constant_values
-from transformers_ait.engine.evaluation_inputs import EvaluationError
+from transformers_ait.engine.evaluation import dense as evaluation_dense
+from transformers_ait.engine.evaluation.constants import constant_values
+from transformers_ait.engine.evaluation.inputs import EvaluationError
 from transformers_ait.map_kinds_ait import IGNORED_CLASS, MAP_KINDS
 from transformers_ait.metrics import depth_metrics, normals_metrics, segmentation_metrics
 

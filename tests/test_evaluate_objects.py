@@ -16,9 +16,9 @@ from pycocotools.cocoeval import COCOeval
 from transformers_ait import AiTDepthImageProcessor, AiTInstanceImageProcessor
 from transformers_ait.coco_annotations_ait import encode_masks
 from transformers_ait.data import SYNTHETIC_ROOMS_CLASSES
-from transformers_ait.engine import evaluation_instances
-from transformers_ait.engine.evaluation_inputs import EvaluationError, EvaluationSettings
-from transformers_ait.engine.evaluation_instances import ImageScore, ObjectEvaluation, image_scores, match_classes
+from transformers_ait.engine.evaluation import instances as evaluation_instances
+from transformers_ait.engine.evaluation.inputs import EvaluationError, EvaluationSettings
+from transformers_ait.engine.evaluation.instances import ImageScore, ObjectEvaluation, image_scores, match_classes
 from transformers_ait.metrics import coco_metrics, lvis_metrics
 
 pytest_plugins = ["evaluation_cases"]

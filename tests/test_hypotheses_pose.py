@@ -16,7 +16,7 @@ from transformers_ait import HourglassForPoseLifting, HourglassPoseConfig, Hourg
 from transformers_ait.conversion.__main__ import main
 from transformers_ait.conversion.plain_pose import PlainPoses
 from transformers_ait.conversion.pose import pose_names
-from transformers_ait.engine.pose_training import EVAL_BATCH, lift_video
+from transformers_ait.engine.tasks.pose import EVAL_BATCH, lift_video
 from transformers_ait.hypotheses_pose import CrossHypothesisBlock
 
 SMALL = {

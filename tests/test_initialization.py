@@ -6,8 +6,8 @@ import torch
 from transformers import TimmBackboneConfig
 
 from transformers_ait import AiTForDenseAndInstancePrediction
-from transformers_ait.engine.initialization import align_positions, initialize_from, load_backbone_weights
-from transformers_ait.engine.recipes import RecipeError
+from transformers_ait.engine.recipes.reading import RecipeError
+from transformers_ait.engine.tasks.initialization import align_positions, initialize_from, load_backbone_weights
 
 
 @pytest.fixture

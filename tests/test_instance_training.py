@@ -17,13 +17,13 @@ from transformers import pipeline
 from transformers_ait import AiTForDenseAndInstancePrediction, AiTVQVAEModel
 from transformers_ait.configuration_ait import TASK_IDS
 from transformers_ait.data import SYNTHETIC_ROOMS_CLASSES
-from transformers_ait.engine.instance_data import InstanceRows, evaluate_objects, load_instance_rows
-from transformers_ait.engine.instance_training import InstanceTask, build_instance_model, train_instance
-from transformers_ait.engine.recipe_models import InstanceRecipe, VQVAERecipe
-from transformers_ait.engine.recipe_sections import DataRecipe
-from transformers_ait.engine.recipes import RecipeError, load_recipe, run_from_command_line
-from transformers_ait.engine.reporting import LOG_FILE, read_log
-from transformers_ait.engine.vqvae_training import train_vqvae
+from transformers_ait.engine.recipes.reading import RecipeError, load_recipe, run_from_command_line
+from transformers_ait.engine.recipes.scripts import InstanceRecipe, VQVAERecipe
+from transformers_ait.engine.recipes.sections import DataRecipe
+from transformers_ait.engine.reporting.log import LOG_FILE, read_log
+from transformers_ait.engine.tasks.instance_data import InstanceRows, evaluate_objects, load_instance_rows
+from transformers_ait.engine.tasks.instances import InstanceTask, build_instance_model, train_instance
+from transformers_ait.engine.tasks.vqvae import train_vqvae
 
 TRAINING = Path(__file__).parents[1] / "training"
 RUN = ["--run.steps=2", "--run.batch_size=4", "--run.log_every=1", "--run.panels=1", "--data.in_memory=true"]

@@ -22,17 +22,17 @@ from transformers import AutoImageProcessor, pipeline
 from transformers_ait import AiTConfig, AiTForDenseAndInstancePrediction, AiTVQVAEConfig, AiTVQVAEModel
 from transformers_ait.data import SYNTHETIC_ROOMS_CLASSES
 from transformers_ait.data.rooms_scene import SYNTHETIC_ROOMS_SEMANTIC_CLASSES
-from transformers_ait.engine.dense_data import load_dense_rows
-from transformers_ait.engine.dense_training import DenseTask
-from transformers_ait.engine.initialization import initialize_from
-from transformers_ait.engine.instance_data import load_instance_rows
-from transformers_ait.engine.instance_training import InstanceTask
-from transformers_ait.engine.joint_recipe import JointRecipe, dense_part, instance_part
-from transformers_ait.engine.joint_sampling import JointSampler, Mix, plan_mix, split_batch
-from transformers_ait.engine.joint_training import build_joint_model, train_joint
-from transformers_ait.engine.recipes import RecipeError, load_recipe, run_from_command_line
-from transformers_ait.engine.reporting import LOG_FILE, read_log
-from transformers_ait.engine.sampling import SeededSamples
+from transformers_ait.engine.loop.sampling import SeededSamples
+from transformers_ait.engine.recipes.joint import JointRecipe, dense_part, instance_part
+from transformers_ait.engine.recipes.reading import RecipeError, load_recipe, run_from_command_line
+from transformers_ait.engine.reporting.log import LOG_FILE, read_log
+from transformers_ait.engine.tasks.dense import DenseTask
+from transformers_ait.engine.tasks.dense_data import load_dense_rows
+from transformers_ait.engine.tasks.initialization import initialize_from
+from transformers_ait.engine.tasks.instance_data import load_instance_rows
+from transformers_ait.engine.tasks.instances import InstanceTask
+from transformers_ait.engine.tasks.joint import build_joint_model, train_joint
+from transformers_ait.engine.tasks.joint_sampling import JointSampler, Mix, plan_mix, split_batch
 
 TRAINING = Path(__file__).parents[1] / "training"
 ROOMS = {"height": 32, "width": 48, "num_train": 12, "num_validation": 2, "num_test": 0}
@@ -391,7 +391,7 @@ def test_comparison_sees_tasks_that_share_their_weights(every, monkeypatch):
         weights = torch.stack([self.task.weight(batch).float() for batch in batches])
         return (weights.sum(1, keepdim=True) / weights.sum(1).mean()).expand_as(weights)
 
-    monkeypatch.setattr("transformers_ait.engine.loop._Trainer._shares", summed)
+    monkeypatch.setattr("transformers_ait.engine.loop.trainer._Trainer._shares", summed)
     train_joint(recipe_of(every, every / "planted"))
     with pytest.raises(AssertionError):
         same_run(every / "one", every / "planted")

@@ -18,11 +18,11 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 import transformers_ait.data  # noqa: F401 - registers synthetic_rooms
-from transformers_ait.engine.checkpoints import MANIFEST
-from transformers_ait.engine.recipe_models import VQVAERecipe
-from transformers_ait.engine.recipes import load_recipe
-from transformers_ait.engine.reporting import LOG_FILE, read_log
-from transformers_ait.engine.vqvae_training import train_vqvae
+from transformers_ait.engine.loop.checkpoints import MANIFEST
+from transformers_ait.engine.recipes.reading import load_recipe
+from transformers_ait.engine.recipes.scripts import VQVAERecipe
+from transformers_ait.engine.reporting.log import LOG_FILE, read_log
+from transformers_ait.engine.tasks.vqvae import train_vqvae
 
 TRAINING = Path(__file__).parents[1] / "training"
 RECIPE = str(TRAINING / "recipes" / "vqvae-tiny-rooms-depth.yaml")

@@ -14,10 +14,17 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from transformers_ait import AiTDepthImageProcessor, AiTInstanceImageProcessor, AiTVQVAEModel
-from transformers_ait.engine.joint_recipe import JointRecipe
-from transformers_ait.engine.model_card import CARD_FILE, PLACEHOLDER, RunFacts, portable, run_facts, write_model_card
-from transformers_ait.engine.recipe_models import DepthRecipe, InstanceRecipe, VQVAERecipe
-from transformers_ait.engine.recipes import build_recipe, load_recipe
+from transformers_ait.engine.recipes.joint import JointRecipe
+from transformers_ait.engine.recipes.reading import build_recipe, load_recipe
+from transformers_ait.engine.recipes.scripts import DepthRecipe, InstanceRecipe, VQVAERecipe
+from transformers_ait.engine.reporting.model_card import (
+    CARD_FILE,
+    PLACEHOLDER,
+    RunFacts,
+    portable,
+    run_facts,
+    write_model_card,
+)
 
 SIDE = 32
 HOME = "/home/somebody"

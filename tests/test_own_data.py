@@ -13,16 +13,16 @@ from PIL import Image
 
 from transformers_ait import AiTDenseImageProcessor, AiTForDenseAndInstancePrediction, AiTInstanceImageProcessor
 from transformers_ait.data.depth_files import DEPTH_UNITS
-from transformers_ait.engine import initialization
-from transformers_ait.engine.dense_data import load_dense_rows
-from transformers_ait.engine.dense_training import build_dense_model, train_dense
-from transformers_ait.engine.evaluation import run_evaluation
-from transformers_ait.engine.evaluation_inputs import EvaluationSettings
-from transformers_ait.engine.finetuning import complete_model
-from transformers_ait.engine.instance_training import build_instance_model, train_instance
-from transformers_ait.engine.joint_recipe import JointRecipe, check_joint_tasks
-from transformers_ait.engine.recipe_models import DenseModelRecipe, DepthRecipe, InstanceModelRecipe, InstanceRecipe
-from transformers_ait.engine.recipes import RecipeError, load_recipe
+from transformers_ait.engine.evaluation.inputs import EvaluationSettings
+from transformers_ait.engine.evaluation.report import run_evaluation
+from transformers_ait.engine.recipes.finetuning import complete_model
+from transformers_ait.engine.recipes.joint import JointRecipe, check_joint_tasks
+from transformers_ait.engine.recipes.reading import RecipeError, load_recipe
+from transformers_ait.engine.recipes.scripts import DenseModelRecipe, DepthRecipe, InstanceModelRecipe, InstanceRecipe
+from transformers_ait.engine.tasks import initialization
+from transformers_ait.engine.tasks.dense import build_dense_model, train_dense
+from transformers_ait.engine.tasks.dense_data import load_dense_rows
+from transformers_ait.engine.tasks.instances import build_instance_model, train_instance
 from transformers_ait.image_inputs_ait import native_map
 from transformers_ait.map_kinds_ait import MAP_KINDS
 

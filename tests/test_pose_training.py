@@ -12,7 +12,8 @@ from PIL import Image
 from transformers import AutoFeatureExtractor, AutoModel
 
 from transformers_ait import HourglassForPoseLifting, HourglassPoseConfig
-from transformers_ait.engine.pose_training import (
+from transformers_ait.engine.recipes.reading import RecipeError, build_config, build_recipe
+from transformers_ait.engine.tasks.pose import (
     PoseRecipe,
     PoseWindows,
     evaluate_poses,
@@ -20,7 +21,6 @@ from transformers_ait.engine.pose_training import (
     load_videos,
     train_pose,
 )
-from transformers_ait.engine.recipes import RecipeError, build_config, build_recipe
 from transformers_ait.processing_hourglass_pose import HourglassPoseProcessor
 
 MODEL = {
@@ -79,7 +79,7 @@ def recipe(tmp_path, **changes):
 @pytest.fixture
 def without_pictures(monkeypatch):
     """Drawing them takes longer than the training."""
-    monkeypatch.setattr("transformers_ait.engine.pose_training.write_pictures", lambda *_: None)
+    monkeypatch.setattr("transformers_ait.engine.tasks.pose.write_pictures", lambda *_: None)
 
 
 def test_a_run_leaves_all_that_is_needed(tmp_path):
@@ -146,7 +146,7 @@ def test_windows_of_a_frames_model_lie_around_frames(tmp_path, stride):
 def test_videos_with_a_joint_that_is_never_seen_are_left_out(tmp_path, monkeypatch):
     source = recipe(tmp_path)
     whole, _ = load_videos(source, HourglassPoseProcessor(num_frames=9))
-    monkeypatch.setattr("transformers_ait.engine.pose_training.never_seen", lambda x: [3] if seen.pop() else [])
+    monkeypatch.setattr("transformers_ait.engine.tasks.pose.never_seen", lambda x: [3] if seen.pop() else [])
     seen = [False, True] * 5
     fewer, _ = load_videos(source, HourglassPoseProcessor(num_frames=9))
     assert len(fewer) < len(whole)
@@ -230,7 +230,7 @@ def test_amsgrad_is_an_option_of_adam(tmp_path):
 
 
 def test_an_empty_set_of_videos_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers_ait.engine.pose_training.never_seen", lambda x: [0])
+    monkeypatch.setattr("transformers_ait.engine.tasks.pose.never_seen", lambda x: [0])
     with pytest.raises(RecipeError, match="it has no video to learn from"):
         train_pose(recipe(tmp_path))
 

@@ -18,21 +18,11 @@ from transformers_ait.configuration_ait import COCO_CLASSES
 from transformers_ait.configuration_plain_dense import AiTPlainDenseConfig
 from transformers_ait.data import NYU40_CLASSES
 from transformers_ait.data.rooms_scene import SYNTHETIC_ROOMS_SEMANTIC_CLASSES
-from transformers_ait.engine.dense_training import train_dense
-from transformers_ait.engine.instance_training import train_instance
-from transformers_ait.engine.joint_recipe import JointRecipe
-from transformers_ait.engine.joint_training import plan_recipe, train_joint
-from transformers_ait.engine.loop import (
-    accumulation_steps,
-    check_run_folder,
-    learning_rate,
-    make_schedule,
-    micro_batch_size,
-    number_of_steps,
-)
-from transformers_ait.engine.recipe_models import DenseRecipe, DepthRecipe, InstanceRecipe, VQVAERecipe
-from transformers_ait.engine.recipe_sections import OptimRecipe, RunRecipe
-from transformers_ait.engine.recipes import (
+from transformers_ait.engine.loop.processes import accumulation_steps, micro_batch_size, number_of_steps
+from transformers_ait.engine.loop.run_folder import check_run_folder
+from transformers_ait.engine.loop.schedules import learning_rate, make_schedule
+from transformers_ait.engine.recipes.joint import JointRecipe
+from transformers_ait.engine.recipes.reading import (
     RecipeError,
     build_config,
     build_recipe,
@@ -41,8 +31,13 @@ from transformers_ait.engine.recipes import (
     recipe_dict,
     run_from_command_line,
 )
-from transformers_ait.engine.tokenizers import _tokenized_kinds, _tokenizer_fields, with_tokenizer
-from transformers_ait.engine.vqvae_training import train_vqvae
+from transformers_ait.engine.recipes.scripts import DenseRecipe, DepthRecipe, InstanceRecipe, VQVAERecipe
+from transformers_ait.engine.recipes.sections import OptimRecipe, RunRecipe
+from transformers_ait.engine.recipes.tokenizers import _tokenized_kinds, _tokenizer_fields, with_tokenizer
+from transformers_ait.engine.tasks.dense import train_dense
+from transformers_ait.engine.tasks.instances import train_instance
+from transformers_ait.engine.tasks.joint import plan_recipe, train_joint
+from transformers_ait.engine.tasks.vqvae import train_vqvae
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "training" / "recipes"

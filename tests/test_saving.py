@@ -3,7 +3,7 @@
 import torch
 
 from transformers_ait import AiTForDenseAndInstancePrediction
-from transformers_ait.engine.saving import save_task_solver
+from transformers_ait.engine.tasks.saving import save_task_solver
 
 
 def test_codes_beyond_half_precision_do_not_spoil_the_soft_decode(tiny_model, images, tmp_path):

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 import transformers_ait.data  # noqa: F401 - registers synthetic_rooms
-from transformers_ait.engine.instance_training import train_instance
-from transformers_ait.engine.recipe_models import InstanceRecipe, VQVAERecipe
-from transformers_ait.engine.recipes import RecipeError, load_recipe, recipe_dict
-from transformers_ait.engine.streaming import RowStream, StreamBatches, StreamPosition, StreamReader
-from transformers_ait.engine.vqvae_training import VQVAEMapTask, train_vqvae
+from transformers_ait.engine.loop.streaming import RowStream, StreamBatches, StreamPosition, StreamReader
+from transformers_ait.engine.recipes.reading import RecipeError, load_recipe, recipe_dict
+from transformers_ait.engine.recipes.scripts import InstanceRecipe, VQVAERecipe
+from transformers_ait.engine.tasks.instances import train_instance
+from transformers_ait.engine.tasks.vqvae import VQVAEMapTask, train_vqvae
 
 ROWS, SHARDS, BUFFER = 57, 5, 8
 START = StreamPosition()

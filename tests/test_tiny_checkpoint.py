@@ -17,7 +17,7 @@ from transformers_ait import (
 )
 from transformers_ait.coco_annotations_ait import encode_masks
 from transformers_ait.data import NYU40_CLASSES, SYNTHETIC_ROOMS_CLASSES, render_room
-from transformers_ait.engine.dense_data import DenseRows
+from transformers_ait.engine.tasks.dense_data import DenseRows
 from transformers_ait.map_kinds_ait import MAP_KINDS
 from transformers_ait.metrics import (
     MAP_METRICS,

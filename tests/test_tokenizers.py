@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from transformers_ait import AiTVQVAEModel
-from transformers_ait.engine.initialization import initialize_from
-from transformers_ait.engine.recipe_models import DenseModelRecipe, DepthModelRecipe, InstanceModelRecipe
-from transformers_ait.engine.recipes import RecipeError
-from transformers_ait.engine.tokenizers import load_tokenizer, with_tokenizer, with_tokenizers
+from transformers_ait.engine.recipes.reading import RecipeError
+from transformers_ait.engine.recipes.scripts import DenseModelRecipe, DepthModelRecipe, InstanceModelRecipe
+from transformers_ait.engine.recipes.tokenizers import load_tokenizer, with_tokenizer, with_tokenizers
+from transformers_ait.engine.tasks.initialization import initialize_from
 
 NORMALS = {"name": "normals", "kind": "normals", "loss_weight": 0.5, "tokenizer_config": {"tau": 0.7}}
 

@@ -16,11 +16,11 @@ from transformers import pipeline
 
 import transformers_ait.data  # noqa: F401 - registers synthetic_rooms
 from transformers_ait import AiTForDenseAndInstancePrediction, AiTVQVAEModel
-from transformers_ait.engine.dense_training import train_dense
-from transformers_ait.engine.recipe_models import DepthRecipe, VQVAERecipe
-from transformers_ait.engine.recipes import load_recipe, run_from_command_line
-from transformers_ait.engine.reporting import LOG_FILE, read_log
-from transformers_ait.engine.vqvae_training import train_vqvae
+from transformers_ait.engine.recipes.reading import load_recipe, run_from_command_line
+from transformers_ait.engine.recipes.scripts import DepthRecipe, VQVAERecipe
+from transformers_ait.engine.reporting.log import LOG_FILE, read_log
+from transformers_ait.engine.tasks.dense import train_dense
+from transformers_ait.engine.tasks.vqvae import train_vqvae
 
 ROOT = Path(__file__).parents[1]
 TRAINING = ROOT / "training"

@@ -13,9 +13,9 @@ is called like it. Its tokenizer is a `model` folder of run_vqvae.py, or an earl
 Every key of the recipe can be overridden; --help lists them. `--run.resume true` goes on with an interrupted run.
 """
 
-from transformers_ait.engine.dense_training import train_dense
-from transformers_ait.engine.recipe_models import DenseRecipe
-from transformers_ait.engine.recipes import run_from_command_line
+from transformers_ait.engine.recipes.reading import run_from_command_line
+from transformers_ait.engine.recipes.scripts import DenseRecipe
+from transformers_ait.engine.tasks.dense import train_dense
 
 if __name__ == "__main__":
     run_from_command_line(DenseRecipe, train_dense, __doc__)

@@ -12,9 +12,9 @@ It is run_dense.py for the task "depth", which names its tokenizer as `model.dep
 Every key of the recipe can be overridden; --help lists them. `--run.resume true` goes on with an interrupted run.
 """
 
-from transformers_ait.engine.dense_training import train_dense
-from transformers_ait.engine.recipe_models import DepthRecipe
-from transformers_ait.engine.recipes import run_from_command_line
+from transformers_ait.engine.recipes.reading import run_from_command_line
+from transformers_ait.engine.recipes.scripts import DepthRecipe
+from transformers_ait.engine.tasks.dense import train_dense
 
 if __name__ == "__main__":
     run_from_command_line(DepthRecipe, train_dense, __doc__)

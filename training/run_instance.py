@@ -10,9 +10,9 @@
 Every key of the recipe can be overridden; --help lists them. `--run.resume true` goes on with an interrupted run.
 """
 
-from transformers_ait.engine.instance_training import train_instance
-from transformers_ait.engine.recipe_models import InstanceRecipe
-from transformers_ait.engine.recipes import run_from_command_line
+from transformers_ait.engine.recipes.reading import run_from_command_line
+from transformers_ait.engine.recipes.scripts import InstanceRecipe
+from transformers_ait.engine.tasks.instances import train_instance
 
 if __name__ == "__main__":
     run_from_command_line(InstanceRecipe, train_instance, __doc__)

@@ -16,9 +16,9 @@ image processor is that of the default task, others lie in folders named like th
 Every key of the recipe can be overridden; --help lists them. `--run.resume true` goes on with an interrupted run.
 """
 
-from transformers_ait.engine.joint_recipe import JointRecipe
-from transformers_ait.engine.joint_training import train_joint
-from transformers_ait.engine.recipes import run_from_command_line
+from transformers_ait.engine.recipes.joint import JointRecipe
+from transformers_ait.engine.recipes.reading import run_from_command_line
+from transformers_ait.engine.tasks.joint import train_joint
 
 if __name__ == "__main__":
     run_from_command_line(JointRecipe, train_joint, __doc__)

@@ -11,8 +11,8 @@
 Every key of the recipe can be overridden; --help lists them. `--resume true` goes on with an interrupted run.
 """
 
-from transformers_ait.engine.pose_training import PoseRecipe, train_pose
-from transformers_ait.engine.recipes import run_from_command_line
+from transformers_ait.engine.recipes.reading import run_from_command_line
+from transformers_ait.engine.tasks.pose import PoseRecipe, train_pose
 
 if __name__ == "__main__":
     run_from_command_line(PoseRecipe, train_pose, __doc__)

@@ -11,9 +11,9 @@ The kind is `model.config.map_kind`; its maps are the dataset's column that `dat
 Every key of the recipe can be overridden; --help lists them. `--run.resume true` goes on with an interrupted run.
 """
 
-from transformers_ait.engine.recipe_models import VQVAERecipe
-from transformers_ait.engine.recipes import run_from_command_line
-from transformers_ait.engine.vqvae_training import train_vqvae
+from transformers_ait.engine.recipes.reading import run_from_command_line
+from transformers_ait.engine.recipes.scripts import VQVAERecipe
+from transformers_ait.engine.tasks.vqvae import train_vqvae
 
 if __name__ == "__main__":
     run_from_command_line(VQVAERecipe, train_vqvae, __doc__)

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.browser
 ROOMS = "ait-tiny-rooms"
 HEIGHT, WIDTH = 96, 128
 CAMERA_CLICKS = 20
+CAMERA_PLAYS = "document.querySelector('#photo video')?.videoWidth > 0"
 OTHER_SIZE = (112, 80)
 
 
@@ -264,7 +265,7 @@ def test_an_example_brings_its_model(open_page):
 
 
 def take_photograph(page):
-    """Clicks what the camera shows, again where it comes back: Gradio mounts it anew while it still sets the page up."""
+    """Clicks what the camera shows, again where that comes back: Gradio mounts it anew while it sets the page up."""
     access = page.locator("#photo").get_by_text("Click to Access Webcam")
     shutter = page.locator("#photo").get_by_title("capture photo")
     taken = page.locator("#photo img[data-testid='detailed-image'], #photo .image-frame img").first
@@ -273,7 +274,7 @@ def take_photograph(page):
             return
         if access.is_visible():
             access.dispatch_event("click")
-        elif page.evaluate("document.querySelector('#photo video')?.videoWidth > 0"):  # before, the shutter does nothing
+        elif page.evaluate(CAMERA_PLAYS):  # before, the shutter does nothing
             shutter.dispatch_event("click")
         page.wait_for_timeout(2000)
     raise AssertionError(f"no photograph after {CAMERA_CLICKS} clicks: {page.locator('#photo').inner_html()}")

@@ -32,10 +32,10 @@ from typing import Any
 from accelerate import PartialState
 from transformers.utils import logging
 
-from ..engine.checkpoints import replace_text
-from ..engine.evaluation import EvaluationRow, run_evaluation
-from ..engine.evaluation_inputs import EvaluationError, EvaluationSettings
-from ..engine.recipes import RecipeError
+from ..engine.evaluation.inputs import EvaluationError, EvaluationSettings
+from ..engine.evaluation.report import EvaluationRow, run_evaluation
+from ..engine.recipes.reading import RecipeError
+from ..engine.run_files import replace_text
 
 ROOMS = "synthetic_rooms"
 

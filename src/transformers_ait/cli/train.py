@@ -4,14 +4,14 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..engine.dense_training import train_dense
-from ..engine.instance_training import train_instance
-from ..engine.joint_recipe import JointRecipe
-from ..engine.joint_training import train_joint
-from ..engine.pose_training import PoseRecipe, train_pose
-from ..engine.recipe_models import DenseRecipe, DepthRecipe, InstanceRecipe, VQVAERecipe
-from ..engine.recipes import run_from_command_line
-from ..engine.vqvae_training import train_vqvae
+from ..engine.recipes.joint import JointRecipe
+from ..engine.recipes.reading import run_from_command_line
+from ..engine.recipes.scripts import DenseRecipe, DepthRecipe, InstanceRecipe, VQVAERecipe
+from ..engine.tasks.dense import train_dense
+from ..engine.tasks.instances import train_instance
+from ..engine.tasks.joint import train_joint
+from ..engine.tasks.pose import PoseRecipe, train_pose
+from ..engine.tasks.vqvae import train_vqvae
 
 TASKS: dict[str, tuple[type[Any], Callable[[Any], Any], str]] = {
     "vqvae": (VQVAERecipe, train_vqvae, "A tokenizer of maps of one kind, or of instance masks."),

@@ -1,0 +1,1 @@
+"""Figures of checkpoint folders on a dataset."""

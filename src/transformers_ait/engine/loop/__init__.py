@@ -1,0 +1,1 @@
+"""The training loop on Accelerate and what it is made of: order of data, streams, checkpoints, averaged weights."""

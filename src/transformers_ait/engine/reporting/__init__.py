@@ -1,0 +1,1 @@
+"""What a run leaves for people: its log, its pictures, the card of its model."""

@@ -1,0 +1,108 @@
+"""Files of a run: complete or absent, and what is said when the disk is full."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PREFIX = "step-"
+"""Of the folders of checkpoints."""
+
+
+class DiskFullError(OSError):
+    """A disk has no room for what a run writes; what it wrote before is untouched."""
+
+
+@contextmanager
+def explain_full_disk(folder: Path, temporary: Path | None = None, needed: int = 0) -> Iterator[None]:
+    """Around the writing of files: when it fails, remove what is partial, and say so when the disk is full.
+
+    Args:
+        folder: a folder on the disk that is written to.
+        temporary: file or folder that is partial until the block ends; None if there is nothing to remove.
+        needed: bytes that the block writes, about; 0 if few.
+
+    Raises:
+        DiskFullError: the disk is full; other errors pass through.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Before the partial files go, since they are what filled the disk.
+        free, written = free_bytes(folder), _size(temporary)
+        _remove(temporary)
+        if not _is_full(error, free, needed - written):
+            raise
+        raise DiskFullError(errno.ENOSPC, full_message(folder, needed, free + written)) from error
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Move a finished folder to its place; one that was there goes away only then."""
+    stale = final.with_name(f".{final.name}.old")
+    shutil.rmtree(stale, ignore_errors=True)
+    if final.exists():
+        os.replace(final, stale)
+    os.replace(temporary, final)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file so that it is never seen half-written."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with explain_full_disk(path.parent, temporary):
+        temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoints in the order of their steps."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit())
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk of a folder, which need not exist."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def full_message(folder: Path, needed: int, free: int) -> str:
+    """What to say of a full disk: what is needed and free (bytes), what is whole, and what to do."""
+    kept = checkpoints_in(folder)
+    return (
+        f"The disk of {folder} is full: "
+        + (f"a checkpoint needs about {readable_size(needed)}, " if needed else "")
+        + f"{readable_size(free)} are free. "
+        + (f"The checkpoints up to {kept[-1].name} are whole. " if kept else "")
+        + "Free space there, lower run.keep_checkpoints, or choose a run.output on another disk (move the run's folder "
+        "there to go on with it by --run.resume true)."
+    )
+
+
+def readable_size(count: int) -> str:
+    """Bytes as text with a unit."""
+    for power, unit in ((30, "GiB"), (20, "MiB")):
+        if count >= 1 << power:
+            return f"{count / (1 << power):.1f} {unit}"
+    return f"{max(count, 0) / 1024:.0f} KiB"
+
+
+def _is_full(error: Exception, free: int, missing: int) -> bool:
+    """Whether a full disk or quota is why writing failed; torch and safetensors raise errors of their own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left" in str(error) or "quota exceeded" in str(error) or free < missing
+
+
+def _size(path: Path | None) -> int:
+    if path is None or not path.exists():
+        return 0
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+
+
+def _remove(path: Path | None) -> None:
+    if path is not None and path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path is not None:
+        path.unlink(missing_ok=True)
