@@ -9,7 +9,7 @@ INT8 := $(VENV)/int8
 APP := $(VENV)/app
 APP_STAMP := $(APP)/.installed
 
-.PHONY: demo test test-all test-browser docs lint bench notebooks clean
+.PHONY: demo test test-all test-browser docs lint bench torture notebooks clean
 
 $(STAMP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -51,8 +51,13 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python training/benchmark.py
-	$(BIN)/python training/benchmark_training.py
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.speed.training
+
+# Bad and odd input to everything public, by seeded numbers; `make torture CASES=500` takes half a minute.
+CASES ?= 10000
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --cases $(CASES)
 
 # Runs all notebooks and saves them with their outputs, whole: two of them train models.
 notebooks: $(STAMP)

@@ -10,8 +10,8 @@ import torch
 from transformers_ait.decoding_tokens import decode_autoregressively
 from transformers_ait.sequence_ait import object_grammar
 
-# Published sizes, millions of parameters, of the checkpoints that benchmark_rivals names; ZoeDepth's, published as 345,
-# is that of the class in transformers.
+# Published sizes, millions of parameters, of the checkpoints that benchmarks/speed/rivals.py names; ZoeDepth's,
+# published as 345, is that of the class in transformers.
 RIVAL_PARAMETERS = {
     "Depth-Anything-V2 Base": 97.5,
     "Depth-Anything-V2 Small": 24.8,
@@ -26,15 +26,15 @@ RIVAL_PARAMETERS = {
 
 @pytest.fixture
 def script(repository, monkeypatch):
-    """Function that imports a module of training/."""
-    monkeypatch.syspath_prepend(str(repository / "training"))
-    return importlib.import_module
+    """Function that imports a module of benchmarks/speed/."""
+    monkeypatch.syspath_prepend(str(repository))
+    return lambda name: importlib.import_module(f"benchmarks.speed.{name}")
 
 
 @pytest.fixture
 def tiny_setting(script):
     """One round of tiny models on the CPU, in float32."""
-    return script("benchmark_setting").Setting(torch.device("cpu"), torch.float32, rounds=1, tiny=True)
+    return script("setting").Setting(torch.device("cpu"), torch.float32, rounds=1, tiny=True)
 
 
 @pytest.fixture
@@ -43,14 +43,14 @@ def measured(script, tiny_setting):
 
     @torch.no_grad()
     def measure(part, setting=tiny_setting):
-        return script("benchmark").PARTS[part](setting)
+        return script("__main__").PARTS[part](setting)
 
     return measure
 
 
 @torch.no_grad()
 def test_plain_objects_agree_with_ours_under_the_same_draws(script):
-    models = script("benchmark_models")
+    models = script("models")
     model = models.build(tiny=True, parallel=False)
     decoder = model.model.decoder
     tensors, config = models.original_form(model)
@@ -60,7 +60,7 @@ def test_plain_objects_agree_with_ours_under_the_same_draws(script):
     decoded = decode_autoregressively(decoder, memory, 1, grammar, 0.9, generator)
 
     def deviation(draws):
-        plain = script("benchmark_plain").plain_decode_objects_cached(tensors, config, memory, 1, grammar, 0.9, draws)
+        plain = script("plain").plain_decode_objects_cached(tensors, config, memory, 1, grammar, 0.9, draws)
         pairs = zip(decoded.step_logits, plain, strict=True)
         return max((ours[:, : x.shape[1]] - x).abs().max().item() for ours, x in pairs)
 
@@ -71,7 +71,7 @@ def test_plain_objects_agree_with_ours_under_the_same_draws(script):
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_depth_of_the_timed_models_depends_on_the_image(script, parallel):
-    model = script("benchmark_models").build(tiny=True, parallel=parallel)
+    model = script("models").build(tiny=True, parallel=parallel)
     image = torch.rand(1, 3, 96, 96)
     noise = torch.randn_like(model.get_encoder_memory(image))
     expected, other = model.generate(image), model.generate(image, encoder_memory=noise)
@@ -80,13 +80,13 @@ def test_depth_of_the_timed_models_depends_on_the_image(script, parallel):
 
 def test_runs_are_warmed_up_and_then_take_turns(script, tiny_setting):
     calls = []
-    setting = script("benchmark_setting").replace(tiny_setting, rounds=3)
+    setting = script("setting").replace(tiny_setting, rounds=3)
     runs = {name: lambda name=name: calls.append(name) or name for name in "AB"}
-    timed = script("benchmark_timing").interleave("turns", runs, setting)
+    timed = script("timing").interleave("turns", runs, setting)
     assert "".join(calls) == "AB" + "AB" * 3
     assert [(one.result, len(one.seconds)) for one in timed.values()] == [("A", 3), ("B", 3)]
     calls.clear()
-    script("benchmark_timing").interleave("turns", runs, setting, warm_up=False)
+    script("timing").interleave("turns", runs, setting, warm_up=False)
     assert "".join(calls) == "AB" * 3
 
 
@@ -95,7 +95,7 @@ def test_a_comparison_sees_speed_and_deviation(script, tiny_setting):
         time.sleep(0.05)
         return torch.zeros(2)
 
-    compare = script("benchmark_timing").compare
+    compare = script("timing").compare
     found = compare("x", slow, lambda: torch.tensor([0.0, 0.25]), tiny_setting, floor=2)
     assert found.ratio > 2 and found.deviation == 0.25
     assert found.cells()[0] == "x" and found.cells()[4:] == ["2x", "2.5e-01"]
@@ -103,16 +103,16 @@ def test_a_comparison_sees_speed_and_deviation(script, tiny_setting):
 
 
 def test_rate_is_a_share_of_the_matrix_product_of_the_same_rounds(script, tiny_setting):
-    timing = script("benchmark_timing")
+    timing = script("timing")
     timed = {"ours": timing.Timed(None, [1, 2, 60]), "product": timing.Timed(None, [3])}
-    share = script("benchmark_plain").ceiling_share(timed, {"backbone": 100, "product": 300})
+    share = script("plain").ceiling_share(timed, {"backbone": 100, "product": 300})
     assert share == pytest.approx(50)  # 50 per second beside 100
     product, flops = timing.matrix_product(tiny_setting)
     assert timing.count_flops(product) == flops
 
 
 def test_peak_counts_neither_earlier_peaks_nor_what_was_held_before(script, tiny_setting):
-    memory = script("benchmark_memory")
+    memory = script("memory")
     if not memory.PROCESS_STATUS.exists():
         pytest.skip("peak memory is read from /proc")
     held = torch.ones(50_000_000)
@@ -122,15 +122,16 @@ def test_peak_counts_neither_earlier_peaks_nor_what_was_held_before(script, tiny
     assert peak.total > peak.beyond + 0.2
 
 
-def test_a_failing_process_is_an_error(script, tiny_setting, tmp_path):
+def test_a_failing_process_is_an_error(script, tiny_setting, tmp_path, monkeypatch):
     broken = tmp_path / "broken.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
     broken.write_text("raise SystemExit('no such side')")
     with pytest.raises(RuntimeError, match="no such side"):
-        script("benchmark_memory").peak_in_process(str(broken), "plain", tiny_setting)
+        script("memory").peak_in_process("broken", "plain", tiny_setting)
 
 
 def test_targets_say_what_is_reached(script, tiny_setting):
-    report = script("benchmark_report")
+    report = script("report")
     more = report.Target("speed", "plain", "speed", floor=2, aim=4)
     less = report.Target("time", "plain", "time", floor=1.15, aim=1.05, at_most=True)
     assert [more.reached(value) for value in (1.9, 2, 4)] == ["no", "floor", "aim"]
@@ -153,7 +154,7 @@ def test_targets_say_what_is_reached(script, tiny_setting):
     ],
 )
 def test_a_curve_is_held_against_its_best_smaller_batch(script, rates, worst, curve):
-    scaling = script("benchmark_scaling")
+    scaling = script("scaling")
     assert scaling.worst_step(rates) == pytest.approx(worst)
     assert scaling.verdict(worst).startswith(curve)
 
@@ -163,7 +164,7 @@ def test_a_curve_is_held_against_its_best_smaller_batch(script, rates, worst, cu
 )
 def test_every_part_measures_what_the_table_asks_of_it(script, measured, part):
     found = measured(part)
-    asked = {t.key for t in script("benchmark_report").TARGETS if t.part == part and not t.needs_gpu}
+    asked = {t.key for t in script("report").TARGETS if t.part == part and not t.needs_gpu}
     assert asked <= found.measured.keys()
     assert all(number.value > 0 for number in found.measured.values())
     assert "nan" not in "\n".join(found.lines)
@@ -177,8 +178,8 @@ def test_compile_part_compiles_and_reports_the_time_of_it(measured):
 
 
 def test_components_run_in_bfloat16_with_tokenizers_in_float32(script, measured, tiny_setting):
-    setting = script("benchmark_setting").replace(tiny_setting, dtype=torch.bfloat16)
-    model = setting.place(script("benchmark_models").build(tiny=True, parallel=True))
+    setting = script("setting").replace(tiny_setting, dtype=torch.bfloat16)
+    model = setting.place(script("models").build(tiny=True, parallel=True))
     kinds = [{parameter.dtype for parameter in part.parameters()} for part in (model.model, model.depth_tokenizer)]
     assert kinds == [{torch.bfloat16}, {torch.float32}]
     lines = measured("components", setting).lines
@@ -187,13 +188,13 @@ def test_components_run_in_bfloat16_with_tokenizers_in_float32(script, measured,
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_every_part_runs_on_a_gpu(script, measured):
-    setting = script("benchmark_setting").Setting(torch.device("cuda"), torch.bfloat16, rounds=1, tiny=True)
-    found = {part: measured(part, setting) for part in script("benchmark").PARTS}
+    setting = script("setting").Setting(torch.device("cuda"), torch.bfloat16, rounds=1, tiny=True)
+    found = {part: measured(part, setting) for part in script("__main__").PARTS}
     assert {"gpu_parallel", "gpu_autoregressive"} <= found["scaling"].measured.keys()
 
 
 def test_rivals_have_their_published_sizes(script):
-    rivals = script("benchmark_rivals")
+    rivals = script("rivals")
     for rival in (*rivals.DEPTH_RIVALS, *rivals.SEGMENTATION_RIVALS):
         # RF-DETR changes weights while it is built, which needs real ones.
         with torch.device("cpu" if "RF-DETR" in rival.name else "meta"):
@@ -202,7 +203,7 @@ def test_rivals_have_their_published_sizes(script):
 
 
 def test_unfit_arguments_are_refused(script):
-    setting = script("benchmark_setting")
+    setting = script("setting")
     parser = argparse.ArgumentParser()
     setting.add_arguments(parser, rounds=3)
     with pytest.raises(ValueError, match="--rounds must be at least 1, got 0"):
@@ -211,4 +212,4 @@ def test_unfit_arguments_are_refused(script):
         with pytest.raises(ValueError, match="--device cuda needs"):
             setting.setting_of(parser.parse_args(["--device", "cuda"]))
     with pytest.raises(argparse.ArgumentTypeError, match="unknown parts"):
-        script("benchmark").chosen_parts("plain,riwals")
+        script("__main__").chosen_parts("plain,riwals")

@@ -1,4 +1,4 @@
-"""The scripts in training/ that no other test runs, through their real command lines."""
+"""The scripts in training/ and benchmarks/ that no other test runs, through their real command lines."""
 
 import json
 import subprocess
@@ -10,18 +10,29 @@ import pytest
 @pytest.fixture
 def script(repository, tmp_path):
     def run(name, *arguments):
-        command = [sys.executable, str(repository / "training" / name), *map(str, arguments)]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
+        return call([str(repository / "training" / name), *map(str, arguments)], tmp_path)
 
     return run
 
 
+@pytest.fixture
+def benchmark(repository):
+    def run(module, *arguments):
+        return call(["-m", module, *map(str, arguments)], repository)
+
+    return run
+
+
+def call(command, folder):
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=folder, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 @pytest.mark.slow
-def test_benchmark_writes_a_report(script, tmp_path):
-    output = script(
-        "benchmark.py", "--tiny", "--rounds", 1, "--parts", "plain,memory", "--output", tmp_path / "report.md"
+def test_benchmark_writes_a_report(benchmark, tmp_path):
+    output = benchmark(
+        "benchmarks.speed", "--tiny", "--rounds", 1, "--parts", "plain,memory", "--output", tmp_path / "report.md"
     )
     report = (tmp_path / "report.md").read_text()
     assert "| backbone |" in report and "allocator" in report and report.strip() in output
@@ -32,8 +43,8 @@ def test_benchmark_writes_a_report(script, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_benchmark_weighs_and_counts(script, tmp_path):
-    output = script("benchmark_training.py", "--tiny", "--rounds", 1, "--output", tmp_path / "report.md")
+def test_training_benchmark_weighs_and_counts(benchmark, tmp_path):
+    output = benchmark("benchmarks.speed.training", "--tiny", "--rounds", 1, "--output", tmp_path / "report.md")
     assert "| training step |" in output and "of plain" in output and output.count("samples/s") == 2
     row = next(line for line in output.splitlines() if line.startswith("| training step |") and "e-" in line)
     assert float(row.split("|")[6]) < 1e-4

@@ -1,7 +1,7 @@
 """Time and weigh a training step against a plain formulation of the same model, and count samples per second.
 
-    python training/benchmark_training.py                     # half-size model; part of `make bench`
-    python training/benchmark_training.py --tiny --rounds 1   # a smoke test that takes seconds
+    python -m benchmarks.speed.training                     # half-size model; part of `make bench`
+    python -m benchmarks.speed.training --tiny --rounds 1   # a smoke test that takes seconds
 
 A step is forward pass, losses, backward pass and AdamW, of the autoregressive depth model at 480 x 480, batch 1,
 float32. Plain is `transformers_ait.conversion.plain`, differentiated by autograd, with PyTorch's unfused AdamW. Memory
@@ -15,24 +15,25 @@ from collections.abc import Callable
 
 import datasets
 import torch
-from benchmark_memory import SIDES, peaks, print_peak
-from benchmark_models import original_form, tiny_config
-from benchmark_plain import HEADER
-from benchmark_report import conditions, report_path, table, write_report
-from benchmark_setting import Setting, add_arguments, limited_threads, setting_of
-from benchmark_timing import Comparison, compare
 from torch import Tensor
 
 from transformers_ait import AiTConfig, AiTForDenseAndInstancePrediction
 from transformers_ait.conversion.plain import plain_backbone, plain_depth_losses, plain_encoder_memory
 from transformers_ait.data import SyntheticRooms  # noqa: F401  (registers synthetic_rooms)
 from transformers_ait.data.augmentation_dense import dense_training_transform
-from transformers_ait.engine.dense_data import DenseRows
-from transformers_ait.engine.dense_training import augmented_dense_sample
-from transformers_ait.engine.instance_data import InstanceRows
-from transformers_ait.engine.instance_training import InstanceAugmentation
-from transformers_ait.engine.recipe_models import InstanceAugmentationRecipe
+from transformers_ait.engine.recipes.scripts import InstanceAugmentationRecipe
+from transformers_ait.engine.tasks.dense import augmented_dense_sample
+from transformers_ait.engine.tasks.dense_data import DenseRows
+from transformers_ait.engine.tasks.instance_data import InstanceRows
+from transformers_ait.engine.tasks.instances import InstanceAugmentation
 from transformers_ait.map_kinds_ait import MAP_KINDS
+
+from .memory import SIDES, peaks, print_peak
+from .models import original_form, tiny_config
+from .plain import HEADER
+from .report import conditions, report_path, table, write_report
+from .setting import Setting, add_arguments, limited_threads, setting_of
+from .timing import Comparison, compare
 
 LEARNING_RATE = 1e-6  # both sides stay where they are, so that their losses can be compared
 HALF_SIZE = {"embed_dim": 64, "num_heads": [2, 4, 8, 16]}
@@ -143,7 +144,7 @@ def main() -> None:
         print_peak(single_step(arguments.memory_of, setting), setting)
         return
     steps = compare_steps(setting)
-    memory = peaks(__file__, setting)
+    memory = peaks("benchmarks.speed.training", setting)
     plain, ours = (memory[side].beyond for side in SIDES)
     rates = samples_per_second(setting.tiny)
     lines = [

@@ -1,5 +1,6 @@
 """Peak memory of a computation, in a process of its own, of which nothing else can be a part."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from benchmark_setting import Setting
+
+from .setting import Setting
 
 SIDES = ("plain", "ours")
 PROCESS_STATUS = Path("/proc/self/status")
@@ -72,21 +74,22 @@ def print_peak(run: Callable[[], object], setting: Setting) -> None:
     print(peak.total, peak.beyond)
 
 
-def peak_in_process(script: str, side: str, setting: Setting) -> Peak:
-    """Peak memory of `script --memory-of side`, which calls `print_peak`.
+def peak_in_process(module: str, side: str, setting: Setting) -> Peak:
+    """Peak memory of `python -m module --memory-of side`, which calls `print_peak`.
 
     Raises:
-        RuntimeError: the script failed; its last words are in the message.
+        RuntimeError: the module failed; its last words are in the message.
     """
     options = ["--device", setting.device.type, "--threads", str(torch.get_num_threads())]
-    command = [sys.executable, script, "--memory-of", side, *options, *(["--tiny"] if setting.tiny else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", module, "--memory-of", side, *options, *(["--tiny"] if setting.tiny else [])]
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}  # it finds what this process finds
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | path)
     if done.returncode:
         raise RuntimeError(f"`{' '.join(command)}` failed: {done.stderr[-2000:]}")
     total, beyond = done.stdout.splitlines()[-1].split()
     return Peak(float(total), float(beyond))
 
 
-def peaks(script: str, setting: Setting) -> dict[str, Peak]:
+def peaks(module: str, setting: Setting) -> dict[str, Peak]:
     """Peak memory of both sides, each in a process of its own."""
-    return {side: peak_in_process(script, side, setting) for side in SIDES}
+    return {side: peak_in_process(module, side, setting) for side in SIDES}

@@ -1,6 +1,6 @@
 """Images per second of `synthetic_rooms`, rendered, encoded and written to the cache by several processes.
 
-python training/render_speed.py --height 240 --width 320 --processes 2
+python -m benchmarks.speed.rendering --height 240 --width 320 --processes 2
 """
 
 import argparse

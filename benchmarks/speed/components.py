@@ -3,15 +3,16 @@
 from typing import Any
 
 import torch
-from benchmark_models import build
-from benchmark_report import Part, table
-from benchmark_setting import Setting
-from benchmark_timing import Run, count_flops, interleave, matrix_product, milliseconds
 
 from transformers_ait import AiTDepthImageProcessor, AiTForDenseAndInstancePrediction
 from transformers_ait.configuration_ait import TASK_IDS
 from transformers_ait.decoding_tokens import DecodingRequest, decode_in_parallel, decode_together
 from transformers_ait.sequence_ait import map_grammar
+
+from .models import build
+from .report import Part, table
+from .setting import Setting
+from .timing import Run, count_flops, interleave, matrix_product, milliseconds
 
 PHOTO_SIZE = (480, 640)
 COMPONENTS = ("backbone", "encoder", "decode", "detokenize", "post-process")

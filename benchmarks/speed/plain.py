@@ -9,19 +9,6 @@ import copy
 from collections.abc import Callable, Sequence
 
 import torch
-from benchmark_models import TOKEN_SCALE, build, original_form
-from benchmark_report import Measured, Part, floor_of, table
-from benchmark_setting import Setting, limited_threads
-from benchmark_timing import (
-    Comparison,
-    Run,
-    Timed,
-    compare,
-    count_flops,
-    interleave,
-    matrix_product,
-    milliseconds,
-)
 
 from transformers_ait import AiTForDenseAndInstancePrediction
 from transformers_ait.configuration_ait import TASK_IDS
@@ -42,6 +29,20 @@ from transformers_ait.decoding_tokens import (
     nucleus_choice,
 )
 from transformers_ait.sequence_ait import TokenStep, map_grammar, object_grammar
+
+from .models import TOKEN_SCALE, build, original_form
+from .report import Measured, Part, floor_of, table
+from .setting import Setting, limited_threads
+from .timing import (
+    Comparison,
+    Run,
+    Timed,
+    compare,
+    count_flops,
+    interleave,
+    matrix_product,
+    milliseconds,
+)
 
 INSTANCE_MEMORY = 400  # positions of a 640 x 640 image at stride 32
 HEADER = ("what", "plain (A)", "ours (B)", "A / B", "floor", "deviation")

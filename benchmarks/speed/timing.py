@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from benchmark_setting import Setting
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+
+from .setting import Setting
 
 Run = Callable[[], Any]
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}

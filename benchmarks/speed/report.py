@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from benchmark_setting import DTYPES, Setting
+
+from .setting import DTYPES, Setting
 
 ALLOCATOR_VARIABLES = ("MALLOC_", "LD_PRELOAD", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 PACKAGES = ("torch", "transformers", "timm")
@@ -173,13 +174,20 @@ def conditions(setting: Setting) -> list[str]:
         "",
         *(["**Tiny models: these numbers mean nothing.**", ""] if setting.tiny else []),
         f"- date: {datetime.date.today()}",
-        f"- command: `python {' '.join(sys.argv)}`",
+        f"- command: `{_command()}`",
         f"- versions: Python {platform.python_version()}, {versions}",
         f"- threads: {torch.get_num_threads()}; dtype: {dtype} and batch 1 where nothing else is said; "
         f"allocator: {allocator}",
         f"- medians of {setting.rounds} interleaved rounds (A B A B) after one warm-up each; random weights",
         *_gpu_conditions(setting),
     ]
+
+
+def _command() -> str:
+    """The command line of this process."""
+    spec = sys.modules["__main__"].__spec__
+    script = sys.argv[0] if spec is None else f"-m {spec.name.removesuffix('.__main__')}"
+    return " ".join(["python", script, *sys.argv[1:]])
 
 
 def full_report(parts: Sequence[Part], setting: Setting) -> str:

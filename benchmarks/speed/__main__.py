@@ -1,10 +1,10 @@
 """Time this package against a plain formulation of the same model and against other models, and print ratios.
 
-    python training/benchmark.py                       # what `make bench` runs: base sizes, all threads
-    python training/benchmark.py --threads 1           # on one thread
-    python training/benchmark.py --parts plain,memory  # some of its parts
-    python training/benchmark.py --device cuda         # the default where there is a GPU; float32 and bfloat16
-    python training/benchmark.py --tiny --rounds 1     # a smoke test that takes seconds
+    python -m benchmarks.speed                       # what `make bench` runs: base sizes, all threads
+    python -m benchmarks.speed --threads 1           # on one thread
+    python -m benchmarks.speed --parts plain,memory  # some of its parts
+    python -m benchmarks.speed --device cuda         # the default where there is a GPU; float32 and bfloat16
+    python -m benchmarks.speed --tiny --rounds 1     # a smoke test that takes seconds
 
 Whatever is compared runs interleaved, A B A B. Weights are random; only speed and agreement are looked at. The parts:
 
@@ -23,23 +23,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import benchmark_compile
-import benchmark_components
-import benchmark_footprint
-import benchmark_plain
-import benchmark_rivals
-import benchmark_scaling
 import torch
-from benchmark_report import Part, full_report, report_path, write_report
-from benchmark_setting import DTYPES, Setting, add_arguments, setting_of
+
+from . import compile, components, footprint, plain, rivals, scaling
+from .report import Part, full_report, report_path, write_report
+from .setting import DTYPES, Setting, add_arguments, setting_of
 
 PARTS: dict[str, Callable[[Setting], Part]] = {
-    "plain": benchmark_plain.measure,
-    "rivals": benchmark_rivals.measure,
-    "components": benchmark_components.measure,
-    "compile": benchmark_compile.measure,
-    "memory": benchmark_footprint.measure,
-    "scaling": benchmark_scaling.measure,
+    "plain": plain.measure,
+    "rivals": rivals.measure,
+    "components": components.measure,
+    "compile": compile.measure,
+    "memory": footprint.measure,
+    "scaling": scaling.measure,
 }
 
 

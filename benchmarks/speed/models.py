@@ -10,7 +10,7 @@ from transformers_ait.conversion.key_map import invert, task_solver_names
 from transformers_ait.conversion.original_config import original_from_ait_config
 
 TOKEN_SCALE, DETOKENIZER_SCALE = 5, 3
-HUB_CONFIGS = Path(__file__).resolve().parents[1] / "hub_configs"
+HUB_CONFIGS = Path(__file__).resolve().parents[2] / "hub_configs"
 
 
 def tiny_config(parallel: bool) -> dict[str, Any]:

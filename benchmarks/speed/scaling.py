@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from benchmark_models import build, build_instance
-from benchmark_report import LEVEL, Measured, Part, significant, table
-from benchmark_setting import Setting
-from benchmark_timing import interleave
 from tqdm import tqdm
 
 from transformers_ait import AiTForDenseAndInstancePrediction
+
+from .models import build, build_instance
+from .report import LEVEL, Measured, Part, significant, table
+from .setting import Setting
+from .timing import interleave
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 TINY_BATCHES = (1, 2)

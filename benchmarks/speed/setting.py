@@ -1,6 +1,6 @@
 """Where and how a benchmark runs: device, number type, threads, rounds, and the arguments that choose them.
 
-All handling of devices is here and in `benchmark_memory`.
+All handling of devices is here and in `memory`.
 """
 
 import argparse

@@ -1,18 +1,19 @@
 """Peak memory of a prediction beside the plain formulation's, each in a process of its own.
 
-python training/benchmark_footprint.py --memory-of ours   # such a process: GB in all, and beyond weights
+python -m benchmarks.speed.footprint --memory-of ours   # such a process: GB in all, and beyond weights
 """
 
 import argparse
 from collections.abc import Callable
 
 import torch
-from benchmark_memory import SIDES, peaks, print_peak
-from benchmark_models import build, original_form
-from benchmark_report import Measured, Part, table
-from benchmark_setting import Setting, add_arguments, setting_of
 
 from transformers_ait.conversion.plain import plain_predict_depth
+
+from .memory import SIDES, peaks, print_peak
+from .models import build, original_form
+from .report import Measured, Part, table
+from .setting import Setting, add_arguments, setting_of
 
 
 def prediction(side: str, setting: Setting) -> Callable[[], torch.Tensor]:
@@ -28,7 +29,7 @@ def prediction(side: str, setting: Setting) -> Callable[[], torch.Tensor]:
 
 def measure(setting: Setting) -> Part:
     """Peak memory of a prediction on both sides."""
-    found = peaks(__file__, setting)
+    found = peaks("benchmarks.speed.footprint", setting)
     plain, ours = (found[side] for side in SIDES)
     rows = [(side, f"{found[side].total:.2f} GB", f"{found[side].beyond:.2f} GB") for side in SIDES]
     lines = [

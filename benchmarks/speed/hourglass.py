@@ -1,7 +1,7 @@
 """How much faster models get by the hourglass, measured side by side: whole, pruned, whole, pruned ...
 
-    python training/benchmark_hourglass.py            # MixSTE, MotionBERT, AiT-P base at 480 pixels, a ViT
-    python training/benchmark_hourglass.py --repeats 15
+    python -m benchmarks.speed.hourglass            # MixSTE, MotionBERT, AiT-P base at 480 pixels, a ViT
+    python -m benchmarks.speed.hourglass --repeats 15
 
 Weights are random: they do not matter for the time, and nothing can be said about results with them.
 """
@@ -24,8 +24,8 @@ from transformers_ait import (
     add_hourglass,
 )
 
-HUB_CONFIGS = Path(__file__).parents[1] / "hub_configs"
-RECIPES = Path(__file__).parent / "recipes"
+HUB_CONFIGS = Path(__file__).resolve().parents[2] / "hub_configs"
+RECIPES = HUB_CONFIGS.parent / "training" / "recipes"
 
 
 def seconds(call: Callable[[], object]) -> float:

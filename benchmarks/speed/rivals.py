@@ -10,10 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from benchmark_models import build, build_instance
-from benchmark_report import Measured, Part, table
-from benchmark_setting import Setting
-from benchmark_timing import Run, Timed, count_flops, interleave, milliseconds
 from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
@@ -31,6 +27,11 @@ from transformers import (
     ZoeDepthConfig,
     ZoeDepthForDepthEstimation,
 )
+
+from .models import build, build_instance
+from .report import Measured, Part, table
+from .setting import Setting
+from .timing import Run, Timed, count_flops, interleave, milliseconds
 
 Values = Mapping[str, Any]
 DEPTH_ANYTHING_BASE = "Depth-Anything-V2 Base"

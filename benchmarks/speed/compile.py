@@ -3,10 +3,11 @@
 import copy
 
 import torch
-from benchmark_models import build
-from benchmark_report import Part, table
-from benchmark_setting import Setting
-from benchmark_timing import Run, interleave, milliseconds, seconds
+
+from .models import build
+from .report import Part, table
+from .setting import Setting
+from .timing import Run, interleave, milliseconds, seconds
 
 HEADER = ("what", "as it is (A)", "compiled (B)", "A / B", "first call")
 
