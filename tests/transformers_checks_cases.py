@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from transformers_ait import (
     AiTSwinV2Backbone,
     AiTVQVAEModel,
 )
+from transformers_ait.outputs_ait import DenseMaps
 
 NAMES = ("solver", "parallel", "detector", "model", "plain", "backbone", "vqvae", "bins")
 # The others are stored as "parallel" is.
@@ -74,3 +76,46 @@ def make_case(name, config, backbone_config, vqvae_config, bin_config, images, d
         labels = {"dense_labels": {"depth": depths, "normals": normals}}
         return Case(AiTForDenseAndInstancePrediction, found, pixels, labels)
     return Case(AiTModel if name == "model" else AiTForDenseAndInstancePrediction, config(), pixels, depth_labels)
+
+
+def each(*names):
+    """Parametrise the fixture `case`."""
+    return pytest.mark.parametrize("case", names, indirect=True)
+
+
+def flat(output):
+    """Every tensor of an output, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, DenseMaps | dict):
+        output = output.values()
+    return [] if output is None else [tensor for entry in output for tensor in flat(entry)]
+
+
+def equal(first, second, tolerance=0.0):
+    """Whether two outputs hold tensors of the same shapes, and nowhere further apart than `tolerance`."""
+    first, second = flat(first), flat(second)
+    assert first and len(first) == len(second)
+    pairs = zip(first, second, strict=True)
+    return all(a.shape == b.shape and (a.float() - b.float()).abs().max() <= tolerance for a, b in pairs)
+
+
+@torch.no_grad()
+def run(model, inputs, **asked):
+    """Output of a seeded forward pass."""
+    torch.manual_seed(0)
+    return model(**inputs, **asked)
+
+
+def gradients(model):
+    """Gradients by name, of what has one."""
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def train_step(model, case):
+    """Gradients of a seeded training step."""
+    torch.manual_seed(0)
+    model.zero_grad()
+    model.train()
+    model(**case.inputs, **case.labels).loss.backward()
+    return gradients(model)
