@@ -170,6 +170,23 @@ def test_every_part_measures_what_the_table_asks_of_it(script, measured, part):
     assert "nan" not in "\n".join(found.lines)
 
 
+def test_operators_are_sorted_into_kinds_and_their_times_add_up(script, measured):
+    operators = script("operators")
+    named = {
+        "aten::addmm": "linear layers",
+        "aten::_scaled_dot_product_flash_attention_for_cpu": "attention kernel",
+        "aten::native_layer_norm": "norms",
+        "aten::copy_": "copies and gathers",
+        "aten::add_": "sums and products by element",
+        "aten::view": operators.OTHER,
+    }
+    assert {name: operators.kind_of(name) for name in named} == named
+    rows = {row[1].strip(): row[2:-1] for row in (line.split("|") for line in measured("operators").lines[4:])}
+    shares = {name: float(cells[2].split()[0]) for name, cells in rows.items()}
+    assert shares.pop("all") == 100 and sum(shares.values()) == pytest.approx(100, abs=0.5)
+    assert rows["linear layers"][3].strip() and not rows[operators.OTHER][3].strip()
+
+
 @pytest.mark.slow
 def test_compile_part_compiles_and_reports_the_time_of_it(measured):
     rows = [line.split("|") for line in measured("compile").lines if "steps" in line or "backbone" in line]

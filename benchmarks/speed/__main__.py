@@ -11,6 +11,7 @@ Whatever is compared runs interleaved, A B A B. Weights are random; only speed a
 - plain: against `transformers_ait.conversion.plain`, in float32, and the backbone in bfloat16
 - rivals: against depth and segmentation models of transformers
 - components: where the time of a depth prediction goes
+- operators: where the time of the backbone goes
 - compile: torch.compile of the backbone and of a decoding step
 - memory: peak memory beside the plain formulation's
 - scaling: images per second at batch 1 to 32
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from . import compile, components, footprint, plain, rivals, scaling
+from . import compile, components, footprint, operators, plain, rivals, scaling
 from .report import Part, full_report, report_path, write_report
 from .setting import DTYPES, Setting, add_arguments, setting_of
 
@@ -33,6 +34,7 @@ PARTS: dict[str, Callable[[Setting], Part]] = {
     "plain": plain.measure,
     "rivals": rivals.measure,
     "components": components.measure,
+    "operators": operators.measure,
     "compile": compile.measure,
     "memory": footprint.measure,
     "scaling": scaling.measure,

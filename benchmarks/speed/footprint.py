@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from transformers_ait.conversion.plain import plain_predict_depth
+from transformers_ait.conversion.plain.prediction import plain_predict_depth
 
 from .memory import SIDES, peaks, print_peak
 from .models import build, original_form
