@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from transformers_ait.conversion.plain import select
+from transformers_ait.conversion.plain.layers import select
 
 GOLDENS = Path(__file__).parent / "goldens"
 TASK_SOLVERS = [

@@ -1,12 +1,15 @@
 """Converter: both ways, strictness, proof with planted errors, and the command line."""
 
+import io
 import json
 import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from golden_files import GOLDENS, TASK_SOLVERS, VQVAES, original_config, original_tensors
@@ -32,7 +35,7 @@ from transformers_ait.conversion.original_config import (
     vqvae_config_from_original,
 )
 from transformers_ait.conversion.parity import ParityError, compare, require_parity, task_solver_probes
-from transformers_ait.conversion.plain import select
+from transformers_ait.conversion.plain.layers import select
 from transformers_ait.conversion.reverser import reverse
 
 
@@ -508,6 +511,59 @@ def test_reverse_refuses(files, tmp_path):
         reverse(tmp_path / "folder", tmp_path / "original.pth")
     with pytest.raises(FileNotFoundError, match="config.json"):
         reverse(tmp_path, tmp_path / "back.pth")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b"{", "config.json is no readable JSON file"),
+        ("config.json", b"\xff\xfe", "config.json is no readable JSON file"),
+        ("config.json", b"[]", "config.json must hold a JSON object, got list"),
+        ("model.safetensors", b"\xff" * 99, "weights of .*folder are damaged or incomplete"),
+        ("model.safetensors.index.json", b"{}", "There are no weights|must hold a weight_map|is no readable"),
+    ],
+)
+def test_reverse_names_damaged_files(file, content, message, files, tmp_path):
+    convert(*files("vqvae_mask", wrapper="weights"), tmp_path / "folder")
+    (tmp_path / "folder" / file).write_bytes(content)
+    if file.endswith("index.json"):
+        (tmp_path / "folder" / file).write_text(json.dumps({"metadata": {}, "weight_map": 5}))
+    with pytest.raises((OSError, CheckpointError), match=message):
+        reverse(tmp_path / "folder", tmp_path / "back.pth")
+    assert not (tmp_path / "back.pth").exists()
+
+
+def test_tensors_that_are_no_weights(files, tmp_path):
+    for change, message in (
+        (
+            {"encoder.0.weight": torch.tensor(1.0)},
+            r"encoder.0.weight has shape \(\), but that of a VQ-VAE has 4 dimensions",
+        ),
+        (
+            {"encoder.0.bias": torch.zeros(4, dtype=torch.int32)},
+            "encoder.0.bias holds torch.int32, expected floating point",
+        ),
+    ):
+        checkpoint, settings = files("vqvae_mask", original_tensors("vqvae_mask") | change)
+        with pytest.raises(CheckpointError, match=message):
+            convert(checkpoint, settings, tmp_path / "folder")
+        assert nothing_left(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("key", ["codebook_dim", "image_size", "hidden_dim"])
+def test_original_configurations_of_other_types_name_the_file(key, files, tmp_path):
+    checkpoint, settings = files("vqvae_mask", config=original_config("vqvae_mask") | {key: {"x": 1}})
+    with pytest.raises(ValueError, match=r"--config .*original\.json has an original configuration with a value"):
+        convert(checkpoint, settings, tmp_path / "folder")
+
+
+def test_npz_files_that_claim_more_than_they_hold(tmp_path):
+    path, head = tmp_path / "bomb.npz", io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": (2**20, 2**20)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", head.getvalue() + bytes(100))
+    with pytest.raises(CheckpointError, match=r"bomb\.npz is not a readable .*a.npy claims 4398046511104 bytes"):
+        read_checkpoint(path)
 
 
 def test_reverse_of_a_model_in_several_files(files, tmp_path):

@@ -308,3 +308,9 @@ def test_real_frames_and_photographs(depth_folder, object_model, shared_dir, tmp
     options["cache_dir"] = str(tmp_path / "coco")
     lines = evaluate([tmp_path / "model"], options, **settings, output=tmp_path / "objects")
     assert lines["autoregressive, soft tokens"].metrics["box_AP"] < 0.1
+
+
+def test_folders_are_looked_at_before_data_is_prepared(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("data was read"))
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        evaluate([str(tmp_path / "missing")], {"num_test": 10**6})

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -420,3 +421,71 @@ def test_missing_packages(parallel, tmp_path, monkeypatch, capsys):
     assert "needs onnxscript; run `pip install transformers_ait[export]`" in capsys.readouterr().err
     with pytest.raises(ValueError, match="--format must be one of"):
         export_checkpoint(parallel[0], tmp_path / "out", file_format="tflite")
+
+
+# --- damage and odd arguments -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch": "x"}, "--batch must be at least 1 and at most 65536, .* got 'x'"),
+        ({"batch": 2**70}, "--batch must be at least 1 and at most 65536"),
+        ({"batch": True}, "--batch must be at least 1"),
+        ({"file_format": []}, r"--format must be one of \['onnx', 'torch'\], got \[\]"),
+    ],
+)
+def test_arguments_of_other_types(parallel, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        export_checkpoint(parallel[0], tmp_path / "new", **arguments)
+    assert nothing_left(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (b"{", OSError, "export.json is no readable JSON file"),
+        (b"\xff", OSError, "export.json is no readable JSON file"),
+        (b"[]", ValueError, "export.json must hold `files`, .* got None"),
+        (b'{"files": {"depth": 5}}', ValueError, "export.json must hold `files`"),
+        (b'{"files": {"depth": "gone.onnx"}}', FileNotFoundError, "There is no .*gone.onnx, which export.json names"),
+    ],
+)
+def test_damaged_settings_of_an_export(parallel, tmp_path, content, error, message):
+    folder = shutil.copytree(parallel[1], tmp_path / "copy")
+    (folder / "export.json").write_bytes(content)
+    with pytest.raises(error, match=message):
+        driver.load_parts(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 500])
+def test_damaged_programs(parallel, tmp_path, content):
+    folder = shutil.copytree(parallel[1], tmp_path / "copy")
+    path = next(folder.glob("*.onnx"))
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=f"{path.name} is no program that onnxruntime can read"):
+        driver.load_parts(folder)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "error", "message"),
+    [
+        (5, TypeError, "pixel_values must be a float32 array, got int"),
+        (np.zeros((1, 3, 32, 32)), TypeError, "pixel_values must be a float32 array, got float64"),
+        (np.zeros((3, 32, 32), np.float32), ValueError, r"pixel_values must be \(batch, 3, height, width\)"),
+        (np.zeros((1, 3, 32, 31), np.float32), ValueError, r"cannot take pixel_values float32 \(1, 3, 32, 31\)"),
+    ],
+)
+def test_odd_pixels(parallel, pixels, error, message):
+    settings, parts = driver.load_parts(parallel[1])
+    with pytest.raises(error, match=message):
+        driver.predict_map(parts, settings, pixels)
+
+
+@pytest.mark.parametrize(
+    "change", [{"outputs": 5}, {"outputs": {}}, {"outputs": {"x": {}}}, {"task": []}, {"task": "x"}]
+)
+def test_odd_settings(parallel, change):
+    settings, parts = driver.load_parts(parallel[1])
+    with pytest.raises(ValueError, match=f"export.json must (hold|name as) `{next(iter(change))}`"):
+        driver.predict_map(parts, settings | change, np.zeros((1, 3, 32, 32), np.float32))

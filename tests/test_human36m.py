@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import io
 import json
 import pickle
 import re
@@ -229,6 +230,17 @@ def test_plain_members_and_broken_files(tmp_path: Path) -> None:
         read_member(str(path), "positions_3d")
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"plain.npz is no complete .npz file"):
+        read_member(str(path), "numbers")
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": (2**20, 2**20)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("numbers.npy", head.getvalue() + bytes(100))
+    with pytest.raises(
+        ValueError, match=r"plain.npz is no complete .npz file \(numbers.npy claims 4398046511104 bytes"
+    ):
+        read_member(str(path), "numbers")
+    path.write_bytes(b"\x93NUMPY")
     with pytest.raises(ValueError, match=r"plain.npz is no complete .npz file"):
         read_member(str(path), "numbers")
     with pytest.raises(FileNotFoundError, match=r"gone.npz"):

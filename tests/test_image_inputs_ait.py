@@ -6,7 +6,8 @@ import torch
 from dense_map_cases import KINDS, NUM_CLASSES, maps_of, photo
 from PIL import Image
 
-from transformers_ait.image_inputs_ait import native_map, native_maps
+from transformers_ait import AiTDepthImageProcessor
+from transformers_ait.image_inputs_ait import checked_target_sizes, native_map, native_maps
 from transformers_ait.map_kinds_ait import MAP_KINDS
 
 
@@ -86,3 +87,87 @@ def test_bad_maps_are_refused_by_name(task, bad, error, message):
     native_maps([good, good], images, kind, "maps")
     with pytest.raises(error, match=rf"^maps\[1\] .*{message}"):
         native_maps([good, bad], images, kind, "maps")
+
+
+SIZE = {"height": 32, "width": 32}
+BOMB = b"P6 60000 60000 255\n" + bytes(100)  # a PPM that says how large it is
+
+
+@pytest.fixture
+def processor():
+    return AiTDepthImageProcessor(size=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (Image.new("RGB", (0, 5)), ValueError, "images must have pixels, got a PIL image of 0 x 5"),
+        (np.zeros((4, 6), "U3"), TypeError, "images must be of one of the dtypes bool, .* got <U3"),
+        (np.zeros((4, 6), object), TypeError, "images must be of one of the dtypes"),
+        (np.zeros((4, 6, 3), np.longdouble), TypeError, "images must be of one of the dtypes"),
+        (
+            torch.zeros(3, 4, 6, dtype=torch.float8_e4m3fn),
+            TypeError,
+            "images must be dense tensors .* got float8_e4m3fn",
+        ),
+        (torch.zeros(3, 4, 6, device="meta"), TypeError, "images must be dense tensors with content, .* on meta"),
+        (torch.zeros(3, 4, 6).to_sparse(), TypeError, "images must be dense tensors"),
+        (np.zeros((5, 5, 5)), ValueError, r"images must have 1, 3 or 4 channels, .* shape \(5, 5, 5\)"),
+        (np.zeros((4, 6, 3), np.int64), TypeError, "images with transparency must be uint8"),
+        ("missing.png", FileNotFoundError, "images: missing.png is no readable picture"),
+        ("\0", OSError, "images: .* cannot be opened .*null byte"),
+        ("x" * 3000, OSError, "images: .* cannot be opened .*too long"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else None,
+)
+def test_what_is_no_image_is_named(processor, image, error, message):
+    with pytest.raises(error, match=message):
+        processor(image)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (BOMB, "cannot be opened .*decompression bomb"),
+        (b"RIFF\x20\0\0\0WEBPVP8 garbage", "is no readable picture|cannot be opened"),
+        (b"", "is no readable picture"),
+    ],
+)
+def test_files_that_are_no_pictures_are_named(processor, content, message, tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=f"picture.png.*({message})"):
+        processor(path)
+
+
+def test_pictures_of_odd_modes_and_broken_exif_are_read(processor):
+    for mode in ("La", "RGBa", "CMYK", "HSV", "I;16", "F", "1"):
+        assert processor(Image.new(mode, (6, 4)), return_tensors="pt").pixel_values.shape == (1, 4, 3, 32, 32)
+    broken = Image.new("RGB", (6, 4))
+    broken.info["exif"] = b"Exif\0\0broken"
+    assert processor(broken, return_tensors="pt").pixel_values.shape == (1, 4, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.zeros((4, 6), "U3"), np.zeros((4, 6), object), torch.zeros(4, 6, device="meta"), torch.zeros(4, 6).to_sparse()],
+)
+def test_maps_without_numbers_are_named(value):
+    with pytest.raises(TypeError, match="^map (has dtype|must be a dense tensor)"):
+        native_map(value, MAP_KINDS["depth"], "map")
+
+
+@pytest.mark.parametrize(
+    "sizes", [5, 1.5, object, [(4, 1.5)], [(True, 4)], [(2**40, 4)], [("4", "4")], torch.tensor(5)]
+)
+def test_target_sizes_that_are_none(sizes):
+    with pytest.raises((TypeError, ValueError), match="target_sizes"):
+        checked_target_sizes(sizes, 1)
+
+
+def test_maps_that_cannot_be_decoded_are_named(tmp_path):
+    path = tmp_path / "depth.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 9000, (64, 64)).astype(np.uint16)).save(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(OSError, match="map is a picture that cannot be decoded"):
+        native_map(Image.open(path), MAP_KINDS["depth"], "map")

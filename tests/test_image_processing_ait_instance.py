@@ -17,7 +17,7 @@ from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
 from transformers_ait import AiTInstanceImageProcessor, contiguous_categories
-from transformers_ait.image_processing_ait_instance import fitted_size
+from transformers_ait.instance_annotations_ait import fitted_size
 from transformers_ait.mask_geometry_ait import paste_masks
 from transformers_ait.metrics import coco_metrics
 
@@ -219,7 +219,7 @@ SKIPPED = {
 def read_images(*targets, **kwargs):
     """Labels of a batch of 16 x 32 images, and what was logged."""
     images = [photo(16, 32, seed) for seed in range(len(targets))]
-    with CaptureLogger(logging.get_logger("transformers_ait.image_processing_ait_instance")) as capture:
+    with CaptureLogger(logging.get_logger("transformers_ait.instance_annotations_ait")) as capture:
         inputs = small()(images, list(targets), CATEGORIES, return_tensors="pt", **kwargs)
     assert len(inputs["pixel_values"]) == len(inputs["instance_labels"]) == len(targets)
     return inputs["instance_labels"], capture.out.strip()
@@ -259,7 +259,7 @@ def test_coco_s_own_crowds_are_counted(coco):
     targets = targets_of(annotations, annotations["images"])
     crowds = sum(annotation["iscrowd"] for annotation in annotations["annotations"])
     mapping = contiguous_categories(annotations["categories"])
-    with CaptureLogger(logging.get_logger("transformers_ait.image_processing_ait_instance")) as capture:
+    with CaptureLogger(logging.get_logger("transformers_ait.instance_annotations_ait")) as capture:
         labels = small()([folder / i["file_name"] for i in annotations["images"]], targets, mapping)["instance_labels"]
     assert crowds == 7 and sum(len(label["boxes"]) for label in labels) == len(annotations["annotations"]) - crowds
     assert min(len(label["boxes"]) for label in labels) == 0, "an image without objects is among them"
@@ -381,6 +381,11 @@ def test_a_cut_compressed_encoding_is_noticed():
         ({"labels": []}, CATEGORIES, TypeError, r"annotations\[0\] must be .* got the keys \['labels'\]"),
         ({"annotations": [1]}, CATEGORIES, TypeError, r"annotations\[0\] must be"),
         (7, CATEGORIES, TypeError, "got int"),
+        ({None: [], "x": 1}, CATEGORIES, TypeError, r"annotations\[0\] must be"),
+        ({"annotations": []}, {7: "x"}, ValueError, r"category_to_index must map .* got {7: 'x'}"),
+        ({"annotations": []}, {7: -1}, ValueError, "category_to_index must map"),
+        ({"annotations": [square(category_id=(1, [2]))]}, CATEGORIES, ValueError, r"has category_id \(1, \[2\]\)"),
+        ({"annotations": [square(segmentation=torch.ones(16, 32, device="meta"))]}, CATEGORIES, ValueError, "on meta"),
     ],
 )
 def test_other_annotations_are_refused(annotations, categories, error, message):
@@ -394,6 +399,9 @@ def test_categories_become_contiguous(coco):
     assert sorted(mapping.values()) == list(range(80)) and mapping[1] == 0 and mapping[90] == 79
     with pytest.raises(ValueError, match=r"\[7\] occur more than once"):
         contiguous_categories([{"id": 7}, {"id": 7}])
+    for odd in (5, [5], [{"name": "x"}], [{"id": "7"}], ["x"]):
+        with pytest.raises(TypeError, match=r"categories(\[0\])? must be"):
+            contiguous_categories(odd)
 
 
 def test_real_annotations_against_pycocotools(coco, tmp_path):
@@ -540,6 +548,14 @@ def test_masks_are_pasted_at_the_unclipped_boxes():
         ({"boxes": None}, "outputs.boxes must be .* got None"),
         ({"boxes": torch.zeros(3, 4)}, "outputs.boxes must be"),
         ({"mask_values": None}, "outputs.mask_values is None"),
+        ({"boxes": torch.zeros(1, 1, 5)}, r"outputs.boxes must be \(B, N, 4\), .* got shape \(1, 1, 5\)"),
+        ({"scores": torch.zeros(1, 2)}, r"outputs.scores must be \(B, N\), of the 1 objects of 1 images"),
+        ({"class_labels": None}, r"outputs.class_labels must be \(B, N\), .* got None"),
+        ({"mask_values": torch.zeros(1, 2, 8, 8)}, r"outputs.mask_values must be \(B, N, h, w\)"),
+        (
+            {"mask_values": torch.zeros(3, 8, 8)},
+            r"outputs.mask_values must be \(B, N, h, w\), .* got shape \(3, 8, 8\)",
+        ),
     ],
 )
 def test_outputs_of_another_task_are_refused(change, message):
@@ -550,6 +566,11 @@ def test_outputs_of_another_task_are_refused(change, message):
 
 def test_unfit_target_sizes_are_refused():
     outputs = outputs_of([[0, 0, 1, 1]], [0.5])
+    for threshold in ("x", None, []):
+        with pytest.raises(TypeError, match="threshold must be a number, the least score of an object"):
+            small().post_process_object_detection(outputs, threshold)
+    with pytest.raises(ValueError, match="mask_threshold must be above 0"):
+        small().post_process_instance_segmentation(outputs, mask_threshold="x")
     with pytest.raises(ValueError, match="one .* per image, got 2 for 1"):
         small().post_process_object_detection(outputs, 0.5, [(8, 8), (8, 8)])
     with pytest.raises(ValueError, match=r"target_sizes\[0\] must be"):

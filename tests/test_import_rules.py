@@ -21,17 +21,19 @@ LEVELS = (
         "attention_ait",
         "layer_states_ait",
         "outputs_ait",
-        "pretrained_ait",
         "distributed_ait",
         "mask_geometry_ait",
         "image_windows_ait",
+        "image_settings_ait",
+        "configuration_checks_ait",
         "coco_annotations_ait",
     },
     {
-        *("image_inputs_ait", "vector_quantizer", "configuration_token_decoder", "configuration_tokenizers"),
-        *("token_recovery", "hourglass", "decoding_cache_ait"),
+        *("loading_ait", "vector_quantizer", "configuration_token_decoder", "configuration_tokenizers"),
+        *("token_recovery", "hourglass", "decoding_cache_ait", "configuration_ait_swinv2"),
     },
-    {"configuration_dense_tasks", "configuration_hourglass_pose"},
+    {"configuration_unipixtask", "found_objects_ait", "instance_annotations_ait"},
+    {"configuration_dense_tasks", "configuration_hourglass_pose", "image_inputs_ait", "pretrained_ait"},
     {"configuration_ait", "modeling_hourglass_pose", "processing_hourglass_pose"},
     {
         "configuration_plain_dense",
@@ -43,9 +45,13 @@ LEVELS = (
         "image_processing_ait_dense",
         "image_processing_ait_instance",
     },
-    {"image_processing_ait_depth", "decoding_tokens", "losses_ait", "modeling_ait_swinv2"},
+    {"image_processing_ait_depth", "decoding_tokens", "losses_ait", "modeling_ait_swinv2", "feature_restoration"},
     {"prediction_ait", "modeling_ait_base"},
-    {"modeling_ait", "modeling_plain_dense"},
+    {"modeling_plain_dense"},
+    {"teachers_ait"},
+    {"teacher_loading_ait"},
+    {"modeling_dense_decoder"},
+    {"modeling_ait"},
 )
 # Never shipped: they may import everything above, except where the next table says otherwise.
 NOT_SHIPPED = {
@@ -55,6 +61,9 @@ NOT_SHIPPED = {
 PACKAGES = {"data", "metrics", "conversion", "engine", "export", "cli", "app"}
 # `data` and `metrics` know no models; of the package they may use these helpers alone.
 WITHOUT_MODELS = {"data": {"mask_geometry_ait", "map_kinds_ait"}, "metrics": {"mask_geometry_ait", "map_kinds_ait"}}
+
+# The parts of `engine`: each imports only parts that stand before it.
+ENGINE_ORDER = ("run_files", "recipes", "reporting", "loop", "tasks", "evaluation", "ablation")
 
 REQUIREMENTS = {"torch", "torchvision", "transformers", "timm", "numpy", "PIL", "huggingface_hub", "safetensors"}
 # What transformers' dynamic module loader takes for a relative import, wherever it stands.
@@ -122,6 +131,19 @@ def level_violations(name, source):
     ]
 
 
+def engine_violations(path, source):
+    """Imports of a later part of `engine`, or of one that ENGINE_ORDER does not list."""
+    parts = path.relative_to(PACKAGE / "engine").with_suffix("").parts
+    found = []
+    for dots, module, names in imports(source):
+        if dots != len(parts) or dots == 0:
+            continue
+        for part in [module.split(".")[0]] if module else names:
+            if part not in ENGINE_ORDER[: ENGINE_ORDER.index(parts[0])]:
+                found.append(f"{'/'.join(parts)} imports {part}")
+    return found
+
+
 def undocumented(source):
     """Public classes, functions and methods without docstring."""
 
@@ -170,6 +192,14 @@ def test_data_and_metrics_import_no_model_code(folder):
     for path in (PACKAGE / folder).rglob("*.py"):
         allowed = WITHOUT_MODELS[folder] | {folder}
         assert set(imported_of_package(path, path.read_text())) <= allowed, relative(path)
+
+
+def test_imports_of_the_engine_follow_its_order():
+    for path in (PACKAGE / "engine").rglob("*.py"):
+        if path.parent != PACKAGE / "engine" or path.stem != "__init__":
+            assert engine_violations(path, path.read_text()) == []
+    assert engine_violations(PACKAGE / "engine" / "loop" / "trainer.py", "from ..tasks.dense import DenseTask")
+    assert engine_violations(PACKAGE / "engine" / "run_files.py", "from .loop.task import TrainingTask")
 
 
 @pytest.mark.parametrize("path", ALL, ids=relative)

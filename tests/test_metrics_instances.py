@@ -238,11 +238,67 @@ def test_evaluate_module(coco, tmp_path, source, monkeypatch):
         ({"score": None}, {}, r"lacks \['score'\]"),
         ({"image_id": 5}, {}, r"predictions\[0\] has image_id 5, unknown to ground_truth"),
         ({"category_id": 5}, {}, "has category_id 5, unknown"),
+        ({"category_id": [5]}, {}, r"predictions\[0\] needs a whole number as category_id, got \[5\]"),
+        ({"score": "x"}, {}, r"predictions\[0\] needs a score, a finite number, got 'x'"),
+        ({"bbox": [1, 2, 3]}, {"iou_type": "bbox"}, r"predictions\[0\] needs a bbox of four finite numbers"),
+        ({"bbox": "x" * 9}, {"iou_type": "bbox"}, r"predictions\[0\] needs a bbox"),
+        ({"segmentation": {"size": [1, 1], "counts": [1]}}, {}, r"predictions\[0\] has a mask of size \[1, 1\]"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, {}, r"predictions\[0\] needs a run-length encoding as segmentation"),
+        ({}, {"image_ids": 5}, "image_ids must be a list of the ids of images, got 5"),
+        ({}, {"image_ids": [99]}, r"image_ids must be ids of images of ground_truth, got \[99\]"),
     ],
 )
 def test_bad_arguments_are_refused(truth, change, kwargs, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         coco_metrics([result(1, 3, 0.9, (1, 1, 9, 9)) | change], truth, **kwargs)
+
+
+@pytest.mark.parametrize("measure", [coco_metrics, lvis_metrics])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iscrowd": [1]}, r"ground_truth\['annotations'\]\[0\] has iscrowd \[1\]; it must be 0 or 1"),
+        ({"area": None}, r"ground_truth\['annotations'\]\[0\] needs an area"),
+        ({"image_id": "x"}, "needs a whole number as image_id, got 'x'"),
+        ({"segmentation": [[1, 2]]}, "needs polygons inside of its image, or a run-length encoding"),
+        ({"segmentation": [[1e9, 2, 3, 4, 5, 6]]}, "needs polygons inside of its image"),
+        ({"segmentation": {"size": [2**20, 2**20], "counts": [2**40]}}, "has a mask of size"),
+    ],
+)
+def test_truth_that_cannot_be_read_is_named(truth, measure, change, message):
+    truth["annotations"][0] |= change
+    with pytest.raises(ValueError, match=message):
+        measure([], truth, "segm")
+
+
+@pytest.mark.parametrize(
+    ("predictions", "given", "message"),
+    [
+        (5, None, "predictions must be a list of COCO results, got int"),
+        (["x"], None, r"predictions\[0\] must be a COCO result, a dictionary, got str"),
+        ([], 5, "ground_truth must be a dictionary of COCO annotations or the path .* got int"),
+        (
+            [],
+            {"images": []},
+            r"ground_truth must hold the lists images, annotations and categories .* got \['images'\]",
+        ),
+        (
+            [],
+            {"images": [5], "categories": [], "annotations": []},
+            r"ground_truth\['images'\]\[0\] must be a dictionary",
+        ),
+    ],
+)
+def test_other_things_than_lists_are_named(truth, predictions, given, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        coco_metrics(predictions, truth if given is None else given)
+
+
+def test_files_that_are_no_json_are_named(tmp_path):
+    path = tmp_path / "truth.json"
+    path.write_bytes(b'{"images": \xff')
+    with pytest.raises(ValueError, match=r"ground_truth: .*truth\.json is not valid JSON"):
+        coco_metrics([], path)
 
 
 def test_coco_is_not_lvis(truth):

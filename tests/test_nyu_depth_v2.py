@@ -208,6 +208,12 @@ def test_bad_labelled_files(labelled: Path, load, monkeypatch) -> None:
     io.savemat(labelled / "wrong.mat", {"train": [1]})
     with pytest.raises(ValueError, match=r"wrong.mat is no splits.mat with trainNdxs"):
         load(data_dir=str(labelled), splits_mat="wrong.mat")
+    io.savemat(labelled / "halves.mat", {"trainNdxs": [[0.5]], "testNdxs": [[1]]})
+    with pytest.raises(ValueError, match="halves.mat is no splits.mat: trainNdxs must hold whole numbers"):
+        load(data_dir=str(labelled), splits_mat="halves.mat")
+    (labelled / "cut.mat").write_bytes((labelled / "large.mat").read_bytes()[:200])
+    with pytest.raises(ValueError, match="cut.mat is a damaged MATLAB file"):
+        load(data_dir=str(labelled), splits_mat="cut.mat")
     with pytest.raises(FileNotFoundError, match="gone.mat does not exist"):
         load(data_dir=str(labelled), splits_mat="gone.mat")
     with h5py.File(mat, "a") as file:
@@ -231,6 +237,8 @@ def test_bad_labelled_files(labelled: Path, load, monkeypatch) -> None:
         ({"num_held_out": 2.0}, TypeError, "num_held_out must be an integer"),
         ({"num_held_out": 7}, ValueError, "below the number of training frames, 7"),
         ({"train_list": "no.txt"}, FileNotFoundError, "no.txt does not exist"),
+        ({"data_dir": 5}, TypeError, "data_dir must be a text, got 5"),
+        ({"test_list": 0.5}, TypeError, "test_list must be a text, got 0.5"),
         ({"labelled_depth": "inpainted"}, ValueError, "labelled_depth must be one of"),
         ({"data_files": "*.jpg"}, ValueError, "takes data_dir"),
         ({"split": "validation"}, ValueError, "validation"),

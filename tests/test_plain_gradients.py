@@ -6,7 +6,9 @@ import torch
 from transformers_ait import AiTConfig, AiTForDenseAndInstancePrediction
 from transformers_ait.conversion.key_map import invert, task_solver_names
 from transformers_ait.conversion.original_config import original_from_ait_config
-from transformers_ait.conversion.plain import plain_backbone, plain_depth_losses, plain_encoder_memory
+from transformers_ait.conversion.plain.backbone import plain_backbone
+from transformers_ait.conversion.plain.decoder import plain_encoder_memory
+from transformers_ait.conversion.plain.prediction import plain_depth_losses
 
 FROZEN = "depth_head.vqvae."
 SIZE = 96

@@ -16,11 +16,13 @@ from PIL import Image
 from transformers_ait import AiTConfig, AiTForDenseAndInstancePrediction, AiTVQVAEConfig, AiTVQVAEModel
 from transformers_ait.configuration_ait import COCO_CLASSES
 from transformers_ait.configuration_plain_dense import AiTPlainDenseConfig
+from transformers_ait.configuration_unipixtask import DenseDecoderConfig
 from transformers_ait.data import NYU40_CLASSES
 from transformers_ait.data.rooms_scene import SYNTHETIC_ROOMS_SEMANTIC_CLASSES
 from transformers_ait.engine.loop.processes import accumulation_steps, micro_batch_size, number_of_steps
 from transformers_ait.engine.loop.run_folder import check_run_folder
 from transformers_ait.engine.loop.schedules import learning_rate, make_schedule
+from transformers_ait.engine.recipes.dense_decoder import DenseDecoderRecipe
 from transformers_ait.engine.recipes.joint import JointRecipe
 from transformers_ait.engine.recipes.reading import (
     RecipeError,
@@ -55,6 +57,8 @@ def minimal(tmp_path):
 def recipe_class(path):
     if path.name.startswith("vqvae"):
         return VQVAERecipe
+    if path.name.startswith("dense-decoder"):
+        return DenseDecoderRecipe
     if "joint" in path.stem or path.stem == "tiny-rooms":
         return JointRecipe
     if "dense" in path.stem or path.stem.startswith("plain"):
@@ -93,9 +97,19 @@ def test_recipes_of_the_project_are_valid(path):
             assert config.class_names == list(rooms if recipe.data.dataset == "synthetic_rooms" else nyu)
         return
     values = dict(recipe.model.config)
+    if isinstance(recipe, DenseDecoderRecipe):  # its teacher is trained by another recipe
+        teacher = RECIPES / f"{Path(recipe.model.teacher).parent.name}.yaml"
+        described = load(teacher).model.config
+        size = described["image_size"]
+        config = build_config(DenseDecoderConfig, values | {"image_size": size, "map_kind": "depth"}, str(path))
+        assert config.kind.name == "depth" and recipe.data.dataset == load(teacher).data.dataset
+        names = [task["name"] for task in described["dense_tasks"]]
+        assert set(recipe.data.columns) == {recipe.model.teacher_task or names[0]} <= set(names)
+        return
     if isinstance(recipe, DenseRecipe) and recipe.model.plain:
-        spec = next(iter(build_config(AiTPlainDenseConfig, values, str(path)).dense.values()))
-        assert spec.class_names in (None, list(NYU40_CLASSES))
+        config = build_config(AiTPlainDenseConfig, values, str(path))
+        known = SYNTHETIC_ROOMS_SEMANTIC_CLASSES if recipe.data.dataset == "synthetic_rooms" else NYU40_CLASSES
+        assert all(spec.class_names in (None, list(known)) for spec in config.dense.values())
         return
     for task, kind in _tokenized_kinds(values).items():
         # Trained ones come from the command line, or from other recipes.
@@ -541,3 +555,10 @@ def test_a_published_recipe_without_its_data_ends_with_one_line(monkeypatch, cap
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "data.options.data_dir" in error and "COCO 2017" in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_recipes_that_are_no_text_are_named(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"data: \xff\xfe")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml is no text in UTF-8"):
+        load_recipe(DepthRecipe, [str(path)])

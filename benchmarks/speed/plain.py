@@ -12,15 +12,9 @@ import torch
 
 from transformers_ait import AiTForDenseAndInstancePrediction
 from transformers_ait.configuration_ait import TASK_IDS
-from transformers_ait.conversion.plain import (
-    Cache,
-    plain_backbone,
-    plain_decode_depth,
-    plain_decoder_step,
-    plain_encoder_memory,
-    plain_predict_depth,
-    plain_start,
-)
+from transformers_ait.conversion.plain.backbone import plain_backbone
+from transformers_ait.conversion.plain.decoder import Cache, plain_decoder_step, plain_encoder_memory, plain_start
+from transformers_ait.conversion.plain.prediction import plain_decode_depth, plain_predict_depth
 from transformers_ait.decoding_tokens import (
     DecodingRequest,
     decode_autoregressively,

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from transformers_ait import AiTConfig, AiTForDenseAndInstancePrediction
-from transformers_ait.conversion.plain import plain_backbone, plain_depth_losses, plain_encoder_memory
+from transformers_ait.conversion.plain.backbone import plain_backbone
+from transformers_ait.conversion.plain.decoder import plain_encoder_memory
+from transformers_ait.conversion.plain.prediction import plain_depth_losses
 from transformers_ait.data import SyntheticRooms  # noqa: F401  (registers synthetic_rooms)
 from transformers_ait.data.augmentation_dense import dense_training_transform
 from transformers_ait.engine.recipes.scripts import InstanceAugmentationRecipe

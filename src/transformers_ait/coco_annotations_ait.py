@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,18 @@ def contiguous_categories(categories: Iterable[Mapping[str, Any]]) -> dict[int, 
         categories: the `categories` of a COCO annotation file; only `id` is read.
 
     Raises:
+        TypeError: they are no mappings with whole numbers as ids.
         ValueError: an id occurs twice.
     """
-    ids = [int(category["id"]) for category in categories]
+    if not isinstance(categories, Iterable):
+        raise TypeError(f"categories must be the list of a COCO file, got {type(categories).__name__}.")
+    entries = [*categories]
+    for index, category in enumerate(entries):
+        if not isinstance(category, Mapping) or not isinstance(category.get("id"), Integral):
+            raise TypeError(
+                f"categories[{index}] must be a dictionary with a whole number as id, got {category!r:.80}."
+            )
+    ids = [int(category["id"]) for category in entries]
     repeated = sorted({category_id for category_id in ids if ids.count(category_id) > 1})
     if repeated:
         raise ValueError(f"categories must have unique ids, but {repeated} occur more than once.")
@@ -120,6 +129,8 @@ def _is_finite(value: Any) -> bool:
 
 def _positive(mask: np.ndarray | Tensor, where: str) -> Tensor:
     """Where an (H, W) array of either kind is above 0."""
+    if isinstance(mask, Tensor) and (mask.is_meta or mask.layout != torch.strided):
+        raise ValueError(f"{where} has a mask without content, on {mask.device} in {mask.layout}; give a dense one.")
     try:
         inside = mask > 0
     except (TypeError, NotImplementedError) as error:

@@ -4,24 +4,30 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
-from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
+from .configuration_ait_swinv2 import AiTSwinV2Config
+from .configuration_checks_ait import (
+    AiTBaseConfig,
+    check_common,
+    check_dictionary,
+    check_list,
+    require_positive,
+    resolve_sub_config,
+)
 from .configuration_dense_tasks import (
     DENSE_TOKENIZERS,
     OBJECT_TASKS,
     TASK_IDS,
     AiTDenseTaskConfig,
     dense_task,
-    resolve_sub_config,
     task_rows,
 )
 from .configuration_token_decoder import AiTTokenDecoderConfig
-from .configuration_tokenizers import AiTBinTokenizerConfig, AiTVQVAEConfig, require_positive
+from .configuration_tokenizers import AiTBinTokenizerConfig, AiTVQVAEConfig
 from .token_vocabulary import DEPTH_TASK, TokenVocabulary
 
-BIAS_CACHES = ("off", "compact", "full")
+MAX_IMAGE_SIZE = 2**14
 _COCO_CLASS_NAMES = (
     "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign "
     "parking_meter bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag "
@@ -34,87 +40,6 @@ _COCO_CLASS_NAMES = (
 COCO_CLASSES = tuple(name.replace("_", " ") for name in _COCO_CLASS_NAMES.split())
 
 
-@strict
-class AiTSwinV2Config(BackboneConfigMixin, PreTrainedConfig):
-    """SwinV2 backbone whose windows and shifts are set per stage.
-
-    Args:
-        num_channels: image channels.
-        patch_size: side of a patch in pixels.
-        embed_dim: width of the first stage; doubles with every further stage.
-        depths: blocks per stage.
-        num_heads: attention heads per stage.
-        window_sizes: attention window side per stage, in tokens of that stage.
-        pretrained_window_sizes: window sides in pretraining, which scale the log-spaced relative coordinates.
-        shift_windows: per stage, whether odd blocks shift by half a window (even where one window covers the map).
-        mlp_ratio: hidden width of the MLPs over the stage's width.
-        drop_path_rate: stochastic depth of the last block; grows linearly from 0 over the blocks.
-        layer_norm_eps: epsilon of every LayerNorm.
-        initializer_range: standard deviation of the truncated-normal initialisation.
-        position_bias_cache: what inference keeps of each block's position bias until its weights change: "off" nothing,
-            "compact" the table of (heads, (2 * window - 1)^2) values (5 MB in all for the base model), "full" also the
-            expanded tensors of (heads, window^2, window^2) values (1.1 GB in float32 for the base model).
-
-    `out_features` names the feature maps, of `stage_names` ("stem", "stage1", ...), as in transformers' own backbones;
-    `out_indices` numbers them. Without either it is the last stage's.
-    """
-
-    model_type = "ait_swinv2"
-    base_config_key = "backbone_config"
-
-    num_channels: int = 3
-    patch_size: int = 4
-    embed_dim: int = 128
-    depths: list[int] | tuple[int, ...] = (2, 2, 18, 2)
-    num_heads: list[int] | tuple[int, ...] = (4, 8, 16, 32)
-    window_sizes: list[int] | tuple[int, ...] = (30, 30, 30, 15)
-    pretrained_window_sizes: list[int] | tuple[int, ...] = (12, 12, 12, 6)
-    shift_windows: list[bool] | tuple[bool, ...] = (True, True, False, False)
-    mlp_ratio: float | int = 4.0
-    drop_path_rate: float | int = 0.1
-    layer_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
-    position_bias_cache: str = "compact"
-    _out_features: list[str] | None = None
-    _out_indices: list[int] | None = None
-
-    def __post_init__(self, **kwargs):
-        self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
-        kwargs.pop("stage_names", None)  # follows from depths, which a call may have changed
-        self.set_output_features_output_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
-        super().__post_init__(**kwargs)
-
-    def validate_position_bias_cache(self):
-        """The policy must be known."""
-        if self.position_bias_cache not in BIAS_CACHES:
-            raise ValueError(f"position_bias_cache must be one of {BIAS_CACHES}, got {self.position_bias_cache!r}.")
-
-    def validate_stages(self):
-        """Every per-stage sequence must describe the same number of stages, with widths that the heads divide."""
-        require_positive(self, "num_channels", "patch_size", "embed_dim", "depths", "num_heads", "window_sizes")
-        for name in ("num_heads", "window_sizes", "pretrained_window_sizes", "shift_windows"):
-            if len(getattr(self, name)) != len(self.depths):
-                raise ValueError(
-                    f"{name} must have one entry per stage ({len(self.depths)}, as depths), got {getattr(self, name)}."
-                )
-        for stage, heads in enumerate(self.num_heads):
-            if (self.embed_dim * 2**stage) % heads:
-                raise ValueError(
-                    f"num_heads[{stage}] must divide the stage's width {self.embed_dim * 2**stage}, got {heads}."
-                )
-
-    @property
-    def stride(self) -> int:
-        """Pixels per position of the last feature map that `out_features` asks for."""
-        stage = self.out_indices[-1] % len(self.stage_names)
-        return self.patch_size * 2 ** max(stage - 1, 0)
-
-    @property
-    def num_features(self) -> int:
-        """Channels of the last stage."""
-        return self.embed_dim * 2 ** (len(self.depths) - 1)
-
-
 def given_classes(config_dict: Mapping[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The class table that arguments of `from_pretrained` ask for, as fields of a configuration; taken out of them.
 
@@ -125,11 +50,13 @@ def given_classes(config_dict: Mapping[str, Any], kwargs: dict[str, Any]) -> dic
     Raises:
         ValueError: `num_labels` is not the number of `id2label`, or `id2label` does not number its classes from 0.
     """
+    check_common({name: kwargs.get(name, config_dict.get(name)) for name in ("num_labels", "id2label", "label2id")})
     count, names = kwargs.pop("num_labels", None), kwargs.pop("id2label", None)
     kwargs.pop("label2id", None)  # follows
     if names is None and (count is None or count == len(config_dict.get("id2label") or ())):
         return {}
-    names = {int(index): name for index, name in (names or {x: f"LABEL_{x}" for x in range(count)}).items()}
+    names = {x: f"LABEL_{x}" for x in range(count or 0)} if names is None else names
+    names = {int(index): name for index, name in names.items()}
     if sorted(names) != list(range(len(names))) or count not in (None, len(names)):
         raise ValueError(
             f"id2label must number its classes from 0, and num_labels be their number where given; got {names} and "
@@ -140,7 +67,7 @@ def given_classes(config_dict: Mapping[str, Any], kwargs: dict[str, Any]) -> dic
 
 
 @strict
-class AiTConfig(PreTrainedConfig):
+class AiTConfig(AiTBaseConfig):
     """Task-solver: backbone, encoder, token decoder, tokenizers and the shared vocabulary (AiT, arXiv 2301.02229).
 
     Args:
@@ -221,6 +148,8 @@ class AiTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         backbone = resolve_sub_config("backbone_config", self.backbone_config, [AiTSwinV2Config], others=True)
         self.backbone_config = backbone or AiTSwinV2Config()
+        check_common({**vars(self), **kwargs})
+        check_list("dense_tasks", self.dense_tasks or (), "tasks, such as {'name': 'normals'}")
         entries = [dense_task(entry) for entry in self.dense_tasks or ()]
         names = [entry.name for entry in entries]
         if len(set(names)) < len(names):
@@ -273,6 +202,7 @@ class AiTConfig(PreTrainedConfig):
         Raises:
             ValueError: `num_labels` and `id2label` that differ, or classes that a task's tokenizer does not have.
         """
+        check_dictionary(config_dict)
         given: dict[str, Any] = {name: kwargs.pop(name) for name in ("dense_tasks", "tasks") if name in kwargs}
         given |= given_classes(config_dict, kwargs)
         return super().from_dict({**config_dict, **given}, **kwargs)
@@ -354,7 +284,8 @@ class AiTConfig(PreTrainedConfig):
 
     def validate_image_size(self):
         """The position table needs whole positions, and no tokenizer may look at more than the model sees."""
-        require_positive(self, "image_size", "feature_stride")
+        require_positive(self, "image_size", "feature_stride", most=MAX_IMAGE_SIZE)
+        require_positive(self, "num_bins", "num_mask_codes", "num_depth_codes", "num_objects")
         if self.image_size % self.feature_stride:
             raise ValueError(
                 f"image_size must be a multiple of feature_stride {self.feature_stride}, got {self.image_size}."

@@ -1,14 +1,15 @@
 """The table of dense tasks: what each predicts, its tokenizer and weights; and where every task has its row."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
+from .configuration_checks_ait import resolve_sub_config
 from .configuration_tokenizers import AiTBinTokenizerConfig, AiTVQVAEConfig
 from .map_kinds_ait import DENSE_KINDS, MAP_KINDS, MapKind
 from .token_vocabulary import DEPTH_TASK
@@ -17,39 +18,6 @@ DENSE_TOKENIZERS: tuple[type[PreTrainedConfig], ...] = (AiTVQVAEConfig, AiTBinTo
 OBJECT_TASKS = ("detection", "instance")
 # Rows of the task embedding; those of further dense tasks follow.
 TASK_IDS = {"detection": 0, "instance": 1, DEPTH_TASK: 2}
-
-
-def resolve_sub_config(
-    name: str, value: Any, own: Sequence[type[PreTrainedConfig]], others: bool = False
-) -> PreTrainedConfig | None:
-    """A sub-configuration as an object; classes of this package need no Auto registration.
-
-    Args:
-        name: of the field, for errors.
-        value: a dictionary with `model_type`, a configuration object, or None, which stays None.
-        own: classes of this package that may stand there.
-        others: whether any other class that transformers knows may.
-
-    Raises:
-        TypeError: the value is something else.
-        ValueError: another model type.
-    """
-    if value is None:
-        return None
-    if not isinstance(value, dict | PreTrainedConfig):
-        raise TypeError(f"{name} must be a dictionary or a configuration object, got {type(value).__name__}.")
-    classes = {config_class.model_type: config_class for config_class in own}
-    model_type = value.model_type if isinstance(value, PreTrainedConfig) else value.get("model_type", "")
-    if model_type not in classes and not (others and model_type in CONFIG_MAPPING):
-        further = " nor known to transformers" if others else ""
-        raise ValueError(
-            f"{name} has model_type {model_type!r}, which is neither one of {sorted(classes)}{further}; set "
-            "`model_type` in the dictionary or pass a configuration object."
-        )
-    if isinstance(value, PreTrainedConfig):
-        return value
-    config_class = classes.get(model_type) or CONFIG_MAPPING[model_type]
-    return config_class(**{key: entry for key, entry in value.items() if key != "model_type"})
 
 
 def task_rows(dense_tasks: Iterable[str]) -> dict[str, int]:

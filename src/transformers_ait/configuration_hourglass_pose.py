@@ -3,9 +3,8 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .configuration_tokenizers import require_positive
+from .configuration_checks_ait import MAX_LAYERS, AiTBaseConfig, require_positive
 
 ARCHITECTURES = ("mixste", "motionbert", "mhformer")
 OUTPUTS = ("sequence", "frame")
@@ -21,7 +20,7 @@ def middle_frame(num_frames: int) -> int:
 
 
 @strict
-class HourglassPoseConfig(PreTrainedConfig):
+class HourglassPoseConfig(AiTBaseConfig):
     """Pose lifting by MixSTE, MotionBERT or MHFormer, with the Hourglass Tokenizer around them (arXiv 2311.12028).
 
     The defaults are the published HoT with MixSTE.
@@ -101,9 +100,9 @@ class HourglassPoseConfig(PreTrainedConfig):
         """Nothing can be empty, and heads share the channels evenly."""
         require_positive(
             self,
-            *("num_frames", "num_joints", "hidden_size", "num_hidden_layers", "num_attention_heads"),
-            *("mlp_ratio", "representation_size"),
+            *("num_frames", "num_joints", "hidden_size", "num_attention_heads", "mlp_ratio", "representation_size"),
         )
+        require_positive(self, "num_hidden_layers", most=MAX_LAYERS)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads {self.num_attention_heads}, got "
@@ -121,7 +120,7 @@ class HourglassPoseConfig(PreTrainedConfig):
             )
         if self.architecture != "mhformer":
             return
-        require_positive(self, "generation_layers", "generation_heads")
+        require_positive(self, "generation_layers", "generation_heads", most=MAX_LAYERS)
         if self.output != "frame":
             raise ValueError(
                 f"output must be 'frame' for the architecture 'mhformer', which predicts the middle frame alone, got "

@@ -5,12 +5,19 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_ait import AiTSwinV2Config, given_classes
-from .configuration_dense_tasks import check_task_name, resolve_sub_config
-from .configuration_tokenizers import require_positive
+from .configuration_ait import given_classes
+from .configuration_ait_swinv2 import AiTSwinV2Config
+from .configuration_checks_ait import (
+    AiTBaseConfig,
+    check_common,
+    check_dictionary,
+    check_list,
+    require_positive,
+    resolve_sub_config,
+)
+from .configuration_dense_tasks import check_task_name
 from .map_kinds_ait import DENSE_KINDS, IGNORED_CLASS, MAP_KINDS, MapKind
 
 NUM_GROUPS = 8  # of the group normalisations
@@ -88,7 +95,7 @@ def _dense_task(entry: Any) -> AiTPlainDenseTask:
 
 
 @strict
-class AiTPlainDenseConfig(PreTrainedConfig):
+class AiTPlainDenseConfig(AiTBaseConfig):
     """Ordinary convolutional decoders on a backbone, one per dense task.
 
     `id2label` is the class table of the first task of classes.
@@ -112,6 +119,8 @@ class AiTPlainDenseConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         backbone = resolve_sub_config("backbone_config", self.backbone_config, [AiTSwinV2Config], others=True)
         self.backbone_config = backbone or AiTSwinV2Config()
+        check_common({**vars(self), **kwargs})
+        check_list("dense_tasks", self.dense_tasks, "tasks, such as {'name': 'depth', 'kind': 'depth'}")
         self.dense_tasks = [asdict(_dense_task(entry)) for entry in self.dense_tasks]
         if self.id2label is None and self._class_table:
             self.id2label = dict(enumerate(self._class_table))
@@ -125,12 +134,17 @@ class AiTPlainDenseConfig(PreTrainedConfig):
         Raises:
             ValueError: `num_labels` and `id2label` that differ.
         """
+        check_dictionary(config_dict)
         given = given_classes(config_dict, kwargs)
-        entries = [dict(_as_dict(entry)) for entry in kwargs.pop("dense_tasks", config_dict.get("dense_tasks", ()))]
+        listed = kwargs.pop("dense_tasks", config_dict.get("dense_tasks", ()))
+        check_list("dense_tasks", listed, "tasks, such as {'name': 'depth', 'kind': 'depth'}")
+        entries = [asdict(_dense_task(entry)) for entry in listed]
         if given:
             for entry in [entry for entry in entries if entry.get("class_names")][:1]:
                 entry |= {"class_names": [*given["id2label"].values()], "channels": len(given["id2label"])}
         tasks = {"dense_tasks": entries} if entries else {}
+        if "tasks" in kwargs:
+            raise ValueError("tasks follow from dense_tasks, and cannot be given; change dense_tasks.")
         return super().from_dict({**config_dict, **tasks, **given}, **kwargs)
 
     @property

@@ -1,11 +1,12 @@
 """Configuration of the transformer encoder and token decoder between a backbone and the vocabulary."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+
+from .configuration_checks_ait import MAX_LAYERS, AiTBaseConfig, require_positive
 
 
 @strict
-class AiTTokenDecoderConfig(PreTrainedConfig):
+class AiTTokenDecoderConfig(AiTBaseConfig):
     """Encoder and decoder of the task-solver (AiT, arXiv 2301.02229).
 
     Args:
@@ -40,8 +41,13 @@ class AiTTokenDecoderConfig(PreTrainedConfig):
 
     def validate_hidden_size(self):
         """Reject widths that the heads or the sine table cannot split."""
+        require_positive(self, "hidden_size", "num_attention_heads", "intermediate_size", "max_positions")
         if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
             raise ValueError(
                 f"hidden_size must be divisible by num_attention_heads ({self.num_attention_heads}) and by 4, "
                 f"got {self.hidden_size}."
             )
+
+    def validate_counts(self):
+        """No more layers and tasks than a model can have."""
+        require_positive(self, "num_encoder_layers", "num_decoder_layers", "num_tasks", most=MAX_LAYERS)

@@ -4,20 +4,12 @@ import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
+from .configuration_checks_ait import MAX_LAYERS, AiTBaseConfig, check_common, check_finite, require_positive
 from .map_kinds_ait import IGNORED_CLASS, MAP_KINDS, MapKind
 
 
-def require_positive(config: object, *names: str) -> None:
-    """Raise a ValueError for a size, or a sequence of sizes, that is not at least 1."""
-    for name in names:
-        value = getattr(config, name)
-        if min(value if isinstance(value, list | tuple) else [value], default=0) < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-
-
-class _MapTokenizer:
+class MapTokenizer:
     """What every tokenizer configuration derives from its kind of map, image size and downsample ratio."""
 
     image_size: int
@@ -92,7 +84,7 @@ class _MapTokenizer:
 
 
 @strict
-class AiTVQVAEConfig(_MapTokenizer, PreTrainedConfig):
+class AiTVQVAEConfig(MapTokenizer, AiTBaseConfig):
     """VQ-VAE tokenizer of one kind of map, such as depth or box-cropped masks (AiT, arXiv 2301.02229).
 
     Args:
@@ -133,6 +125,7 @@ class AiTVQVAEConfig(_MapTokenizer, PreTrainedConfig):
     tau: float | int = 1.0
 
     def __post_init__(self, **kwargs):
+        check_common({**vars(self), **kwargs})  # before channels are taken from the classes
         self._settle_channels(kwargs)
         super().__post_init__(**kwargs)
 
@@ -143,6 +136,7 @@ class AiTVQVAEConfig(_MapTokenizer, PreTrainedConfig):
 
     def validate_value_scale(self):
         """Only real values have a scale."""
+        check_finite(self, "value_scale", "commitment_cost", "ema_decay", "ema_epsilon", "tau")
         if not self.value_scale > 0 or (self.value_scale != 1 and self.kind.name != "values"):
             raise ValueError(
                 f"value_scale must be positive, and 1 for maps of kind {self.kind.name!r}, got {self.value_scale}."
@@ -154,8 +148,9 @@ class AiTVQVAEConfig(_MapTokenizer, PreTrainedConfig):
             raise ValueError(f"downsample_ratio must be a power of two >= 2, got {self.downsample_ratio}.")
 
     def validate_widths(self):
-        """Nothing can be less than one channel wide."""
+        """Nothing can be less than one channel wide, or one block deep."""
         require_positive(self, "hidden_size", "code_dim")
+        require_positive(self, "num_resnet_blocks", most=MAX_LAYERS)
 
     @property
     def num_downsamples(self) -> int:
@@ -169,7 +164,7 @@ class AiTVQVAEConfig(_MapTokenizer, PreTrainedConfig):
 
 
 @strict
-class AiTBinTokenizerConfig(_MapTokenizer, PreTrainedConfig):
+class AiTBinTokenizerConfig(MapTokenizer, AiTBaseConfig):
     """The paper's baseline tokenizer, for every kind of map: shrink it bilinearly and bin it linearly.
 
     A token of classes is the majority class of its cell; one of normals a bin of x and y, with z from the length.
@@ -198,6 +193,7 @@ class AiTBinTokenizerConfig(_MapTokenizer, PreTrainedConfig):
     tau: float | int = 1.0
 
     def __post_init__(self, **kwargs):
+        check_common({**vars(self), **kwargs})  # before channels are taken from the classes
         self._settle_channels(kwargs)
         several = self.num_channels != 1 and self.kind.channels is None and not self.kind.has_scores
         if self.num_codes is None and several:
@@ -232,6 +228,7 @@ class AiTBinTokenizerConfig(_MapTokenizer, PreTrainedConfig):
         """Bins need a range, classes one bin each, and several channels equally many."""
         if self.map_kind == "mask":
             raise ValueError("map_kind must not be 'mask': bins are for dense maps; masks have a VQ-VAE.")
+        check_finite(self, "min_value", "max_value", "tau")
         if not self.min_value < self.max_value:
             raise ValueError(f"max_value must exceed min_value {self.min_value}, got {self.max_value}.")
         if self.kind.has_scores and self.num_codes != self.num_channels:

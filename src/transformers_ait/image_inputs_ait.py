@@ -1,23 +1,30 @@
 """What the image processors of this family share: images to upright 8-bit RGB, maps to tensors, sizes of images."""
 
+import contextlib
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import ImageInput, load_image, pil_torch_interpolation_mapping
+from transformers.image_utils import ImageInput, load_image
 from transformers.utils import logging
 
+from .configuration_checks_ait import check_json
+from .image_settings_ait import check_settings
 from .map_kinds_ait import IGNORED_CLASS, MapKind
 
 logger = logging.get_logger(__name__)
 
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # older Pillow opens 16-bit PNG as "I"
 SIXTEEN_TO_EIGHT_BIT = 257.0  # 65535 / 255
+PROCESSOR_FILE = "preprocessor_config.json"
+UNMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # Pillow converts no others of what is multiplied with its transparency
+MAX_IMAGE_EDGE = 2**17  # pixels; twice what a JPEG can have
 MILLIMETRES_PER_METRE = 1000.0
 MIN_STORED_LENGTH = 0.5  # of an 8-bit normal; grey 127 or 128, which stands for no normal, is far shorter
 # What a map of a kind may be, as a PIL image and as an array.
@@ -34,19 +41,27 @@ ARRAY_MAPS = {
     "values": "values are numbers",
 }
 
+PIXEL_TYPES = ("bool", "uint8", "uint16", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+
 TargetSizes = Sequence[tuple[int, int]] | Tensor | None
 
 
 class AiTImageProcessorBase(TorchvisionBackend):
     """Takes PIL images in any mode, NumPy arrays, torch tensors, paths and URLs, alone, in lists or batches."""
 
+    @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """See `ImageProcessingMixin`.
+
+        Raises:
+            OSError: preprocessor_config.json cannot be read as a JSON object.
+        """
+        check_json(pretrained_model_name_or_path, kwargs, PROCESSOR_FILE)
+        return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+
     def _standardize_kwargs(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        kwargs = super()._standardize_kwargs(*args, **kwargs)
-        resample = kwargs.get("resample")
-        if isinstance(resample, int) and resample not in pil_torch_interpolation_mapping:
-            known = ", ".join(f"{int(x)} ({x.name.lower()})" for x in pil_torch_interpolation_mapping)
-            raise ValueError(f"resample must be one of {known}, got {resample!r}.")
-        return kwargs
+        check_settings(kwargs)
+        return super()._standardize_kwargs(*args, **kwargs)
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[Any]:
         if isinstance(images, (list, tuple)):
@@ -54,6 +69,8 @@ class AiTImageProcessorBase(TorchvisionBackend):
         if isinstance(images, (str, Path)):
             return [_open_image(images)]
         if isinstance(images, Image.Image):
+            if 0 in images.size:
+                raise ValueError(f"images must have pixels, got a PIL image of {images.width} x {images.height}.")
             return [images]
         if not isinstance(images, (np.ndarray, Tensor)):
             raise TypeError(
@@ -65,12 +82,17 @@ class AiTImageProcessorBase(TorchvisionBackend):
                 "images must be of shape (H, W), (H, W, C), (C, H, W) or a batch of the latter two, "
                 f"got {tuple(images.shape)}."
             )
+        _require_pixels(images)
         return list(images) if images.ndim == 4 else [images]
 
     def process_image(self, image: Any, *args: Any, do_rescale: bool | None = None, **kwargs: Any) -> Tensor:
         """Convert one image of any kind to a (3, H, W) tensor with pixels in 0..255."""
-        image = _upright(image) if isinstance(image, Image.Image) else _eight_bit(image)
-        tensor = super().process_image(image, *args, **kwargs)
+        if isinstance(image, Image.Image):
+            tensor = self._process_picture(_upright(image), *args, **kwargs)
+        else:
+            image = _eight_bit(image)
+            _require_channels(image, kwargs.get("input_data_format"))
+            tensor = super().process_image(image, *args, **kwargs)
         if do_rescale and tensor.is_floating_point() and tensor.max() <= 1:
             logger.warning_once(
                 "A floating-point image has no pixel above 1, but is divided by 255 as well: "
@@ -78,9 +100,61 @@ class AiTImageProcessorBase(TorchvisionBackend):
             )
         return tensor
 
+    def _process_picture(self, image: Any, *args: Any, **kwargs: Any) -> Tensor:
+        try:
+            return super().process_image(image, *args, **kwargs)
+        except Exception as error:  # Pillow raises anything for modes and palettes that it cannot convert
+            mode = getattr(image, "mode", "16 bits")
+            raise ValueError(
+                f"images: a picture of mode {mode!r} is not converted ({error}); save it as RGB."
+            ) from error
+
+    def rescale_and_normalize(
+        self, images: Tensor, do_rescale: bool, rescale_factor: float, do_normalize: bool, *statistics: Any
+    ) -> Tensor:
+        """See `TorchvisionBackend`; mean and standard deviation must have a value for all channels, or one for each."""
+        for name, values in zip(("image_mean", "image_std"), statistics, strict=True):
+            if do_normalize and isinstance(values, (list, tuple)) and len(values) not in (1, images.shape[-3]):
+                raise ValueError(
+                    f"{name} has {len(values)} values for images of {images.shape[-3]} channels; give one per channel, "
+                    "or leave do_convert_rgb=True."
+                )
+        return super().rescale_and_normalize(images, do_rescale, rescale_factor, do_normalize, *statistics)
+
     def rescale(self, image: Tensor, scale: float, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """Multiply by `scale`, as a division: x / 255 and x * (1 / 255) differ in the last bit of float32."""
         return image.to(torch.float32) / (1.0 / scale)
+
+
+def _require_pixels(images: np.ndarray | Tensor) -> None:
+    """Raise a TypeError for arrays of what are no pixels."""
+    if isinstance(images, np.ndarray):
+        if images.dtype.name not in PIXEL_TYPES:
+            raise TypeError(f"images must be of one of the dtypes {', '.join(PIXEL_TYPES)}, got {images.dtype}.")
+        return
+    dtype = str(images.dtype).removeprefix("torch.")
+    if dtype not in (*PIXEL_TYPES, "bfloat16") or images.is_meta or images.layout != torch.strided:
+        raise TypeError(
+            f"images must be dense tensors with content, of one of the dtypes {', '.join(PIXEL_TYPES)} or bfloat16, "
+            f"got {dtype} on {images.device} in the layout {images.layout}."
+        )
+
+
+def _require_channels(image: np.ndarray | Tensor, data_format: Any) -> None:
+    """Raise an error for an array (H, W, C) or (C, H, W) of another number of channels than pictures have."""
+    if image.ndim == 2:
+        return
+    # Where both ends could be channels, transformers takes the first.
+    is_first = data_format == "channels_first" or (data_format is None and image.shape[0] in (1, 3, 4))
+    channels = image.shape[0 if is_first else -1]
+    if image.ndim != 3 or channels not in (1, 3, 4):
+        told = "" if data_format is None else f" (input_data_format is {str(data_format)!r})"
+        raise ValueError(
+            f"images must have 1, 3 or 4 channels, first or last{told}, got an array of shape {tuple(image.shape)}."
+        )
+    # Transparency is laid on white in floating-point numbers, which wider integers do not go through and back.
+    if channels == 4 and "int" in str(image.dtype) and not str(image.dtype).endswith("uint8"):
+        raise TypeError(f"images with transparency must be uint8, or floating-point in 0..1, got {image.dtype}.")
 
 
 def native_map(value: Any, kind: MapKind, name: str) -> Tensor:
@@ -98,14 +172,19 @@ def native_map(value: Any, kind: MapKind, name: str) -> Tensor:
         (H, W) or (C, H, W), float32 or int64.
 
     Raises:
+        OSError: a picture that cannot be decoded.
         TypeError: another type, mode or dtype.
         ValueError: another shape, or values that the kind cannot have.
     """
     if isinstance(value, Image.Image):
+        try:
+            value.load()
+        except Exception as error:  # decoders raise anything on damaged files
+            raise OSError(f"{name} is a picture that cannot be decoded ({error}); replace or remove it.") from error
         value = _array_of_map(value, kind.name, name)
     if not isinstance(value, (np.ndarray, Tensor)):
         raise TypeError(f"{name} must be a PIL image, NumPy array or torch tensor, got {type(value).__name__}.")
-    tensor = torch.as_tensor(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value)
+    tensor = _tensor_of_map(value, name)
     if tensor.is_floating_point() == kind.has_scores and kind.name != "values":
         raise TypeError(f"{name} has dtype {value.dtype}, but {ARRAY_MAPS[kind.name]}.")
     shape = tuple(tensor.shape)
@@ -163,16 +242,31 @@ def checked_target_sizes(target_sizes: TargetSizes, batch_size: int) -> list[tup
     """
     if target_sizes is None:
         return None
-    sizes = target_sizes.tolist() if isinstance(target_sizes, (Tensor, np.ndarray)) else list(target_sizes)
+    if not isinstance(target_sizes, (Tensor, np.ndarray, list, tuple)):
+        raise TypeError(f"target_sizes must be a list of (height, width), got {type(target_sizes).__name__}.")
+    sizes: Any = target_sizes.tolist() if isinstance(target_sizes, (Tensor, np.ndarray)) else target_sizes
+    sizes = sizes if isinstance(sizes, (list, tuple)) else [sizes]
     if len(sizes) != batch_size:
         raise ValueError(f"target_sizes must hold one (height, width) per image, got {len(sizes)} for {batch_size}.")
     checked = []
     for index, size in enumerate(sizes):
         pair = size.tolist() if isinstance(size, (Tensor, np.ndarray)) else size
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or any(int(edge) != edge or edge < 1 for edge in pair):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(map(_is_edge, pair)):
             raise ValueError(f"target_sizes[{index}] must be (height, width) in whole pixels, got {size!r}.")
         checked.append((int(pair[0]), int(pair[1])))
     return checked
+
+
+def _tensor_of_map(value: np.ndarray | Tensor, name: str) -> Tensor:
+    """A map as a tensor that has values."""
+    if isinstance(value, Tensor):
+        if value.is_meta or value.is_quantized or value.is_complex() or value.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor of numbers, got {value.dtype} on {value.device}.")
+        return value
+    try:
+        return torch.as_tensor(np.ascontiguousarray(value))
+    except TypeError as error:
+        raise TypeError(f"{name} has dtype {value.dtype}, which holds no numbers that PyTorch knows.") from error
 
 
 def _array_of_map(image: Image.Image, kind: str, name: str) -> np.ndarray:
@@ -192,20 +286,36 @@ def _array_of_map(image: Image.Image, kind: str, name: str) -> np.ndarray:
     raise TypeError(f"{name} is a PIL image of mode {image.mode!r}; use {PIL_MAPS[kind]}.")
 
 
+def _is_edge(value: Any) -> bool:
+    """Whether a value is a whole number of pixels that an image can have."""
+    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+    return whole and not isinstance(value, bool) and 1 <= value <= MAX_IMAGE_EDGE
+
+
 def _open_image(source: str | Path) -> Image.Image:
     if str(source).startswith(("http://", "https://")):
         return load_image(str(source))
-    return Image.open(source)
+    try:
+        return Image.open(source)
+    except (FileNotFoundError, IsADirectoryError, PermissionError, UnidentifiedImageError) as error:
+        # Of the same type, which callers may tell apart.
+        raise type(error)(f"images: {source} is no readable picture ({error}); give the path of one.") from error
+    except Exception as error:  # decoders raise anything on damaged files, and refuse what would fill the memory
+        raise OSError(f"images: {str(source)!r:.300} cannot be opened ({error}); replace or remove it.") from error
 
 
 def _upright(image: Image.Image) -> Image.Image | np.ndarray | Tensor:
     """Decode, apply the EXIF orientation, and scale 16-bit grey to 8 bits, which Pillow's own conversion would clip."""
     try:
         image.load()
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # decoders raise anything on damaged files
         name = getattr(image, "filename", "") or "given as an open image"
         raise OSError(f"The image file {name} cannot be decoded ({error}); replace or remove it.") from error
-    image = ImageOps.exif_transpose(image)
+    # What cannot be read says nothing of the orientation, and the picture is whole.
+    with contextlib.suppress(Exception):
+        image = ImageOps.exif_transpose(image)
+    if image.mode in UNMULTIPLIED:
+        image = image.convert(UNMULTIPLIED[image.mode])
     if image.mode in SIXTEEN_BIT_MODES:
         return _eight_bit(np.clip(np.array(image), 0, 65535).astype(np.uint16))
     return image

@@ -23,6 +23,8 @@ from .image_inputs_ait import AiTImageProcessorBase, TargetSizes, checked_target
 from .image_windows_ait import WINDOW_BLENDINGS, blend_windows, window_layout
 from .map_kinds_ait import DENSE_KINDS, MAP_KINDS, MapKind, resize_labels
 
+MAX_WINDOWS = 256  # per image; far more than any image is long, and more would fill the memory
+
 
 class AiTDenseImageProcessorKwargs(ImagesKwargs, total=False):
     """What can be given at construction or per call, besides the usual arguments of an image processor.
@@ -109,6 +111,8 @@ class AiTDenseImageProcessor(AiTImageProcessorBase):
             raise ValueError(f"size must be a square such as {{'height': 480, 'width': 480}}, got {given}.")
         if isinstance(num_windows, bool) or not isinstance(num_windows, int) or num_windows < 1:
             raise ValueError(f"num_windows must be an integer of at least 1, got {num_windows!r}.")
+        if num_windows > MAX_WINDOWS:
+            raise ValueError(f"num_windows must be at most {MAX_WINDOWS}, got {num_windows}.")
         kinds = kwargs.get("map_kinds")
         if not isinstance(kinds, Mapping) or not kinds or not all(kind in DENSE_KINDS for kind in kinds.values()):
             raise ValueError(f"map_kinds must map every dense task to one of {list(DENSE_KINDS)}, got {kinds!r}.")

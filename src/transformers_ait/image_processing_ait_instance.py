@@ -1,16 +1,13 @@
 """Instance image processor: photographs and COCO annotations to padded squares, and predictions back to photographs."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Integral
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -20,16 +17,29 @@ from transformers.image_utils import (
     SizeDict,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import ModelOutput, TensorType, logging
+from transformers.utils import ModelOutput, TensorType
 
-from .coco_annotations_ait import annotation_box, annotation_mask, encode_masks
+from .coco_annotations_ait import encode_masks
 from .configuration_dense_tasks import OBJECT_TASKS, TASK_IDS
+from .found_objects_ait import (
+    FoundObjects,
+    check_objects,
+    coco_entries,
+    proper_objects,
+    require_masks,
+    segmentation_map,
+    separate_masks,
+)
 from .image_inputs_ait import AiTImageProcessorBase, TargetSizes, checked_target_sizes
-from .mask_geometry_ait import MASK_THRESHOLD, paste_masks, proper_boxes
-
-logger = logging.get_logger(__name__)
-
-BACKGROUND = -1  # in segmentation maps; segment ids count from 0
+from .instance_annotations_ait import (
+    AnnotationReader,
+    FittedSize,
+    check_categories,
+    checked_targets,
+    fitted_size,
+    pad_map,
+)
+from .mask_geometry_ait import MASK_THRESHOLD
 
 
 class AiTInstanceImageProcessorKwargs(ImagesKwargs, total=False):
@@ -40,58 +50,6 @@ class AiTInstanceImageProcessorKwargs(ImagesKwargs, total=False):
     """
 
     task: str | None
-
-
-class FittedSize(NamedTuple):
-    """Size of a resized image, and the factor from its own pixels to the resized ones.
-
-    Args:
-        height: pixels.
-        width: pixels.
-        scale: resized pixels per original pixel, the same along both axes.
-    """
-
-    height: int
-    width: int
-    scale: float
-
-
-def fitted_size(image_size: tuple[int, int], longest_edge: int) -> FittedSize:
-    """Size of an image whose longest side becomes `longest_edge`, keeping aspect, half a pixel rounded up.
-
-    Boxes are multiplied by `scale` on the way in, and divided by it on the way out.
-    """
-    scale = longest_edge / max(image_size)
-    height, width = (max(1, int(side * scale + 0.5)) for side in image_size)
-    return FittedSize(height, width, scale)
-
-
-@dataclass(frozen=True)
-class _Objects:
-    """Predicted objects of one image in its own pixels, the most certain first.
-
-    `mask_boxes` are the predicted boxes, in whose frame `mask_values` are; `boxes` are clipped to the image.
-    """
-
-    boxes: Tensor
-    mask_boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    mask_values: Tensor | None
-    image_size: tuple[int, int]
-
-    def masks(self, threshold: float) -> Iterator[Tensor]:
-        """Masks (H, W) bool, one object at a time, which bounds the memory."""
-        assert self.mask_values is not None, "checked by _require_masks"
-        # Bilinear sampling is linear and zero outside, so scaled values at one fixed threshold are values at another.
-        values = self.mask_values * (MASK_THRESHOLD / threshold)
-        for mask_values, box in zip(values, self.mask_boxes, strict=True):
-            yield paste_masks(mask_values[None], box[None], *self.image_size)[0]
-
-    def segment(self, index: int, segment_id: int) -> dict[str, Any]:
-        """What transformers tells of a segment."""
-        score, label = self.scores[index].item(), self.labels[index].item()
-        return {"id": segment_id, "label_id": label, "was_fused": False, "score": round(score, 6)}
 
 
 class AiTInstanceImageProcessor(AiTImageProcessorBase):
@@ -192,6 +150,8 @@ class AiTInstanceImageProcessor(AiTImageProcessorBase):
                 "category_to_index is required with annotations, because COCO's category ids are no class indices; "
                 "pass contiguous_categories(coco['categories'])."
             )
+        if annotations is not None:
+            check_categories(category_to_index)
         return super().preprocess(images, annotations, category_to_index, return_segmentation_masks, **kwargs)
 
     def _preprocess_image_like_inputs(  # type: ignore[override]
@@ -206,10 +166,10 @@ class AiTInstanceImageProcessor(AiTImageProcessorBase):
         if not prepared:
             raise ValueError("images is empty; give at least one image.")
         sizes = [(image.shape[-2], image.shape[-1]) for image in prepared]
-        targets = None if annotations is None else _checked_targets(annotations, len(prepared))
+        targets = None if annotations is None else checked_targets(annotations, len(prepared))
         features = self._preprocess(prepared, **kwargs)
         if targets is not None:
-            reader = _AnnotationReader(category_to_index or {}, return_segmentation_masks, Counter())
+            reader = AnnotationReader(category_to_index or {}, return_segmentation_masks, Counter())
             features["instance_labels"] = [
                 reader.read(target, size, _fit(size, kwargs), _padded_size(size, kwargs))
                 for target, size in zip(targets, sizes, strict=True)
@@ -248,7 +208,7 @@ class AiTInstanceImageProcessor(AiTImageProcessorBase):
             image = self.rescale_and_normalize(image, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
             image = image.to(torch.float32)
             if do_pad:
-                image = _pad(image, (pad_size["height"], pad_size["width"]))
+                image = pad_map(image, (pad_size["height"], pad_size["width"]))
             pixel_values.append(image)
         data: dict[str, Any] = {"pixel_values": pixel_values}
         if task is not None:
@@ -316,11 +276,11 @@ class AiTInstanceImageProcessor(AiTImageProcessorBase):
         """
         if return_coco_annotation and return_binary_maps:
             raise ValueError("return_coco_annotation and return_binary_maps exclude each other; set one.")
-        _require_masks(outputs, mask_threshold)
+        require_masks(outputs, mask_threshold)
         found = self._found_objects(outputs, threshold, target_sizes)
         if return_coco_annotation or return_binary_maps:
-            return [_separate_masks(objects, mask_threshold, return_coco_annotation) for objects in found]
-        return [_segmentation_map(objects, mask_threshold, overlap_mask_area_threshold) for objects in found]
+            return [separate_masks(objects, mask_threshold, return_coco_annotation) for objects in found]
+        return [segmentation_map(objects, mask_threshold, overlap_mask_area_threshold) for objects in found]
 
     def post_process_coco(
         self,
@@ -351,21 +311,21 @@ class AiTInstanceImageProcessor(AiTImageProcessorBase):
         """
         has_masks = getattr(outputs, "mask_values", None) is not None
         if has_masks:
-            _require_masks(outputs, mask_threshold)
+            require_masks(outputs, mask_threshold)
         found = self._found_objects(outputs, threshold, target_sizes)
         if len(image_ids) != len(found):
             raise ValueError(f"image_ids must hold one id per image, got {len(image_ids)} for {len(found)} images.")
         category_ids = {index: category_id for category_id, index in category_to_index.items()}
         results: list[dict[str, Any]] = []
         for image_id, objects in zip(image_ids, found, strict=True):
-            entries = _coco_entries(objects, int(image_id), category_ids)
+            entries = coco_entries(objects, int(image_id), category_ids)
             if has_masks:
                 encoded = [rle for mask in objects.masks(mask_threshold) for rle in encode_masks(mask[None])]
                 entries = [entry | {"segmentation": rle} for entry, rle in zip(entries, encoded, strict=True)]
             results += entries
         return results
 
-    def _found_objects(self, outputs: ModelOutput, threshold: float, target_sizes: TargetSizes) -> list[_Objects]:
+    def _found_objects(self, outputs: ModelOutput, threshold: float, target_sizes: TargetSizes) -> list[FoundObjects]:
         """The objects of every image that have a proper box and at least the score `threshold`."""
         boxes = getattr(outputs, "boxes", None)
         if boxes is None or boxes.ndim != 3:
@@ -374,6 +334,9 @@ class AiTInstanceImageProcessor(AiTImageProcessorBase):
                 f"outputs.boxes must be (B, N, 4), got {got}; call the model without labels, and with the task "
                 "'detection' or 'instance'."
             )
+        check_objects(outputs)
+        if not isinstance(threshold, Real):
+            raise TypeError(f"threshold must be a number, the least score of an object, got {threshold!r:.80}.")
         sizes = checked_target_sizes(target_sizes, len(boxes))
         padded = (self.pad_size["height"], self.pad_size["width"])
         found = []
@@ -381,101 +344,8 @@ class AiTInstanceImageProcessor(AiTImageProcessorBase):
             image_size = padded if sizes is None else sizes[index]
             scaled = sizes is not None and self.do_resize
             scale = fitted_size(image_size, self.size["longest_edge"]).scale if scaled else 1.0
-            found.append(_proper_objects(outputs, index, threshold, scale, image_size))
+            found.append(proper_objects(outputs, index, threshold, scale, image_size))
         return found
-
-
-@dataclass(frozen=True)
-class _AnnotationReader:
-    """Reads the annotations of one call and counts what it skips."""
-
-    category_to_index: Mapping[int, int]
-    with_masks: bool
-    skipped: Counter[str]
-
-    def read(
-        self, target: Mapping[str, Any], size: tuple[int, int], fitted: FittedSize, padded: tuple[int, int]
-    ) -> dict[str, Tensor]:
-        """Labels of one image, whose own size is `size`."""
-        boxes, classes, masks, ids = [], [], [], []
-        for annotation in target["annotations"]:
-            where = f"Annotation {annotation.get('id')} of image {target.get('image_id')}"
-            read = self._read_object(annotation, size, fitted, where)
-            if read is not None:
-                boxes.append(read[0])
-                classes.append(self._class_index(annotation, where))
-                ids.append(annotation.get("id"))
-                masks += [] if read[1] is None else [_pad(read[1], padded)]
-        label = {
-            "boxes": torch.stack(boxes) if boxes else torch.zeros(0, 4),
-            "class_labels": torch.tensor(classes, dtype=torch.long),
-            "image_size": torch.tensor([fitted.height, fitted.width]),
-        }
-        if self.with_masks:
-            label["masks"] = torch.stack(masks) if masks else torch.zeros(0, *padded, dtype=torch.bool)
-        if _are_whole([target.get("image_id"), *ids]):
-            label |= {"image_id": torch.tensor(int(target["image_id"])), "annotation_ids": torch.tensor(ids).long()}
-        return label
-
-    def warn_of_skipped(self) -> None:
-        """One warning for the whole call."""
-        if self.skipped:
-            counts = " and ".join(f"{count} {kind}" for kind, count in sorted(self.skipped.items()))
-            logger.warning(f"Skipped annotations that hold no object to learn: {counts}.")
-
-    def _read_object(
-        self, annotation: Mapping[str, Any], size: tuple[int, int], fitted: FittedSize, where: str
-    ) -> tuple[Tensor, Tensor | None] | None:
-        """Box and mask in resized pixels; None for an annotation that is skipped."""
-        crowd = annotation.get("iscrowd", 0)
-        if not isinstance(crowd, Integral) or crowd not in (0, 1):
-            raise ValueError(f"{where} has iscrowd {crowd!r:.60}; it must be 0 or 1.")
-        if crowd:
-            self.skipped["crowd"] += 1
-            return None
-        box = annotation_box(annotation, size, where)
-        scaled = None if box is None else (box * fitted.scale).float()
-        if scaled is None or not proper_boxes(scaled):
-            self.skipped["without area"] += 1
-            return None
-        mask = annotation_mask(annotation, size, where) if self.with_masks else None
-        if mask is not None and not mask.any():
-            self.skipped["without area"] += 1
-            return None
-        if mask is not None and size != (fitted.height, fitted.width):
-            # NEAREST_EXACT samples at pixel centres, as the image's filter does; NEAREST is half a pixel off.
-            resized = tvF.resize(mask[None].byte(), [fitted.height, fitted.width], InterpolationMode.NEAREST_EXACT)
-            mask = resized[0].bool()
-        return scaled, mask
-
-    def _class_index(self, annotation: Mapping[str, Any], where: str) -> int:
-        category_id: Any = annotation.get("category_id")
-        hashable = isinstance(category_id, Hashable)
-        if not hashable or category_id not in self.category_to_index:
-            raise ValueError(
-                f"{where} has category_id {category_id!r:.60}, which category_to_index does not hold; it holds "
-                f"{len(self.category_to_index)} ids: {list(self.category_to_index)}."
-            )
-        return int(self.category_to_index[category_id])
-
-
-def _checked_targets(annotations: Any, count: int) -> Sequence[Mapping[str, Any]]:
-    targets = [annotations] if isinstance(annotations, Mapping) else annotations
-    form = '{"image_id": 1, "annotations": [...]} per image'
-    if not isinstance(targets, Sequence) or not all(isinstance(target, Mapping) for target in targets):
-        raise TypeError(f"annotations must be {form}, got {type(annotations).__name__}.")
-    if len(targets) != count:
-        raise ValueError(f"annotations must be {form}, got {len(targets)} for {count} images.")
-    for index, target in enumerate(targets):
-        entries = target.get("annotations")
-        if not isinstance(entries, Sequence) or not all(isinstance(entry, Mapping) for entry in entries):
-            raise TypeError(f"annotations[{index}] must be {form}, got the keys {sorted(target)}.")
-    return targets
-
-
-def _are_whole(ids: Sequence[Any]) -> bool:
-    """Whether all ids fit int64; COCO's do, but nothing is trained on them."""
-    return all(isinstance(number, Integral) and -(2**63) <= int(number) < 2**63 for number in ids)
 
 
 def _fit(image_size: tuple[int, int], settings: Mapping[str, Any]) -> FittedSize:
@@ -491,69 +361,4 @@ def _padded_size(image_size: tuple[int, int], settings: Mapping[str, Any]) -> tu
     return fitted.height, fitted.width
 
 
-def _pad(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Zeros at bottom and right of (..., H, W)."""
-    return F.pad(image, (0, size[1] - image.shape[-1], 0, size[0] - image.shape[-2]))
-
-
-def _proper_objects(outputs: Any, index: int, threshold: float, scale: float, image_size: tuple[int, int]) -> _Objects:
-    boxes, scores = (getattr(outputs, name)[index].detach().to(torch.float32) for name in ("boxes", "scores"))
-    labels = outputs.class_labels[index]
-    boxes = boxes / scale
-    limit = boxes.new_tensor([image_size[1], image_size[0]] * 2)
-    clipped = boxes.clamp(min=0).minimum(limit)
-    order = scores.argsort(descending=True, stable=True)
-    kept = order[(proper_boxes(boxes) & proper_boxes(clipped) & (scores >= threshold))[order]]
-    values = getattr(outputs, "mask_values", None)
-    masks = None if values is None else values[index, kept].detach().to(torch.float32)
-    return _Objects(clipped[kept], boxes[kept], scores[kept], labels[kept], masks, image_size)
-
-
-def _require_masks(outputs: Any, mask_threshold: float) -> None:
-    if getattr(outputs, "mask_values", None) is None:
-        raise ValueError(
-            "outputs.mask_values is None, so there are no masks; call the model without labels, and with the task "
-            "'instance'."
-        )
-    if not mask_threshold > 0:
-        raise ValueError(f"mask_threshold must be above 0, the value outside of boxes, got {mask_threshold}.")
-
-
-def _segmentation_map(objects: _Objects, mask_threshold: float, overlap_threshold: float) -> dict[str, Any]:
-    device = objects.boxes.device
-    segmentation = torch.full(objects.image_size, BACKGROUND, dtype=torch.int32, device=device)
-    segments: list[dict[str, Any]] = []
-    for index, mask in enumerate(objects.masks(mask_threshold)):
-        visible = mask & (segmentation == BACKGROUND)
-        if visible.sum() > overlap_threshold * mask.sum():
-            segmentation[visible] = len(segments)
-            segments.append(objects.segment(index, len(segments)))
-    return {"segmentation": segmentation, "segments_info": segments}
-
-
-def _separate_masks(objects: _Objects, mask_threshold: float, encoded: bool) -> dict[str, Any]:
-    segments: list[dict[str, Any]] = []
-    forms: list[Any] = []
-    for index, mask in enumerate(objects.masks(mask_threshold)):
-        if mask.any():
-            segments.append(objects.segment(index, len(segments)))
-            forms += encode_masks(mask[None]) if encoded else [mask[None]]
-    if encoded:
-        return {"segmentation": forms, "segments_info": segments}
-    empty = torch.zeros(0, *objects.image_size, dtype=torch.bool, device=objects.boxes.device)
-    return {"segmentation": torch.cat([empty, *forms]), "segments_info": segments}
-
-
-def _coco_entries(objects: _Objects, image_id: int, category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
-    unknown = sorted(set(objects.labels.tolist()) - category_ids.keys())
-    if unknown:
-        raise ValueError(f"category_to_index names no category for the class indices {unknown}; pass the model's own.")
-    origin, corner = objects.boxes.chunk(2, dim=1)
-    boxes = torch.cat((origin, corner - origin), dim=1)
-    return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for label, box, score in zip(objects.labels.tolist(), boxes.tolist(), objects.scores.tolist(), strict=True)
-    ]
-
-
-__all__ = ["AiTInstanceImageProcessor", "AiTInstanceImageProcessorKwargs", "FittedSize", "fitted_size"]
+__all__ = ["AiTInstanceImageProcessor", "AiTInstanceImageProcessorKwargs"]

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoBackbone
 from transformers import initialization as init
@@ -96,24 +95,18 @@ class AiTPreTrainedModel(AiTBaseModel):
         starts anew is reported.
 
         Raises:
-            OSError: the weights are missing or damaged.
+            OSError: the weights are missing, damaged or of another model.
         """
-        try:
-            if not kwargs.get("ignore_mismatched_sizes"):
-                return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-            with_info = kwargs.pop("output_loading_info", False)
-            loaded: Any = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-            )
-            model, info = loaded
-            if any(name.endswith(f".{ID_TABLES[0]}") or name == ID_TABLES[0] for name, *_ in info["mismatched_keys"]):
-                _keep_known_rows(model, pretrained_model_name_or_path, kwargs)
-            return (model, info) if with_info else model
-        except SafetensorError as error:
-            raise OSError(
-                f"The weights of {pretrained_model_name_or_path} are damaged or incomplete ({error}); copy or download "
-                "them again."
-            ) from error
+        if not kwargs.get("ignore_mismatched_sizes"):
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        with_info = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        model, info = loaded
+        if any(name.endswith(f".{ID_TABLES[0]}") or name == ID_TABLES[0] for name, *_ in info["mismatched_keys"]):
+            _keep_known_rows(model, pretrained_model_name_or_path, kwargs)
+        return (model, info) if with_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

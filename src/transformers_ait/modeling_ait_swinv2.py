@@ -13,7 +13,7 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 
-from .configuration_ait import AiTSwinV2Config
+from .configuration_ait_swinv2 import AiTSwinV2Config
 from .layer_states_ait import LayerStates
 from .pretrained_ait import AiTBaseModel
 from .window_attention_ait import AiTSwinV2Attention, Workspace, relative_coordinates, shift_masks

@@ -23,6 +23,7 @@ from .hypotheses_pose import (
     HypothesisHead,
     SelfHypothesisBlock,
 )
+from .loading_ait import CheckedLoading
 from .losses_pose import mean_joint_error, pose_losses, total_pose_loss
 from .token_pruning import Pruned
 from .token_recovery import NearestRecovery, SimilarityRecovery, TokenRecoveringAttention, interpolate_tokens
@@ -132,7 +133,7 @@ class MotionBERTLayer(nn.Module):
         return first * share[..., :1] + second * share[..., 1:]
 
 
-class HourglassForPoseLifting(PreTrainedModel):
+class HourglassForPoseLifting(CheckedLoading, PreTrainedModel):
     """2-D joints of a video to 3-D joints, root-relative."""
 
     config: HourglassPoseConfig

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, TransformersKwargs
 
+from .loading_ait import CheckedLoading
+
 # A training step's backward pass takes about twice the operations of its forward pass.
 PASSES_PER_STEP = 3
 
 
-class AiTBaseModel(PreTrainedModel):
+class AiTBaseModel(CheckedLoading, PreTrainedModel):
     """A model that runs attention written out ("eager") or through PyTorch's fused kernels ("sdpa")."""
 
     main_input_name = "pixel_values"

@@ -1,6 +1,7 @@
 """2-D joints of videos of any length to what pose lifting takes, and its poses back to the videos."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, FeatureExtractionMixin
 
+from .configuration_checks_ait import MAX_SIZE, check_json
 from .configuration_hourglass_pose import LEFT_JOINTS, OUTPUTS, RIGHT_JOINTS, HourglassPoseConfig, middle_frame
 
 Keypoints = Tensor | np.ndarray | Sequence[Any]
@@ -43,7 +45,11 @@ class HourglassPoseProcessor(FeatureExtractionMixin):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if output not in OUTPUTS:
+        _check_settings(
+            {"num_frames": num_frames, "num_joints": num_joints, "input_size": input_size},
+            {"left_joints": left_joints, "right_joints": right_joints, "root_joint": [root_joint]},
+        )
+        if not isinstance(output, str) or output not in OUTPUTS:
             raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}.")
         if len(left_joints) != len(right_joints):
             raise ValueError(f"left_joints and right_joints must be pairs, got {left_joints} and {right_joints}.")
@@ -61,6 +67,16 @@ class HourglassPoseProcessor(FeatureExtractionMixin):
         self.right_joints = [*right_joints]
         self.root_joint = root_joint
         self.do_flip = do_flip
+
+    @classmethod
+    def get_feature_extractor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """See `FeatureExtractionMixin`.
+
+        Raises:
+            OSError: preprocessor_config.json cannot be read as a JSON object.
+        """
+        check_json(pretrained_model_name_or_path, kwargs, "preprocessor_config.json")
+        return super().get_feature_extractor_dict(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def for_model(cls, config: HourglassPoseConfig, **kwargs: Any) -> "HourglassPoseProcessor":
@@ -242,6 +258,16 @@ def filled(keypoints: Tensor) -> Tensor:
     if x.shape[-1] > 2:
         x[..., 2] = x[..., 2].nan_to_num(0.0).masked_fill(missing, 0.0)
     return x
+
+
+def _check_settings(sizes: dict[str, Any], joints: dict[str, Any]) -> None:
+    """Raise an error for sizes and joints that are no whole numbers, or sizes below 1."""
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= MAX_SIZE:
+            raise ValueError(f"{name} must be a whole number from 1 to {MAX_SIZE}, got {value!r:.80}.")
+    for name, value in joints.items():
+        if not isinstance(value, list | tuple) or not all(isinstance(joint, Integral) for joint in value):
+            raise TypeError(f"{name} must be whole numbers, counted from 0, got {value!r:.80}.")
 
 
 def _listed(keypoints: Any) -> list[Any]:

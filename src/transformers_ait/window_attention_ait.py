@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention_ait import attend
-from .configuration_ait import BIAS_CACHES, AiTSwinV2Config
+from .configuration_ait_swinv2 import BIAS_CACHES, AiTSwinV2Config
 from .kept_tensors_ait import KeptTensors
 
 # Added to the logits of two positions that the cyclic shift made neighbours; finite, as in the original.

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..configuration_ait import AiTConfig
+from ..configuration_checks_ait import check_json
 from ..configuration_plain_dense import AiTPlainDenseConfig
 from ..export.metadata import processor_path
 from ..prediction_ait import AiTOutput
@@ -202,7 +203,9 @@ def _groups(folder: Path, config: Any, tasks: Sequence[str]) -> list[tuple[Any, 
     """Image processors, each with the tasks that take what it makes in one pass."""
     groups: list[tuple[Any, list[str]]] = []
     for task in tasks:
-        processor = AutoImageProcessor.from_pretrained(processor_path(folder, config, task).parent)
+        path = processor_path(folder, config, task)
+        check_json(path.parent, {}, path.name)  # the Auto class does not say which file it cannot read
+        processor = AutoImageProcessor.from_pretrained(path.parent)
         for known, members in groups:
             if known.to_dict() | {"task": None} == processor.to_dict() | {"task": None}:
                 members.append(task)

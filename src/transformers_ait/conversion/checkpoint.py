@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..data.restricted_npz import require_whole_arrays
 from .key_map import NameMap, dropped_reason
 
 TORCH_SUFFIXES = (".pth", ".pt")
@@ -105,6 +106,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
         # Without the check NumPy would take a file of another kind for a pickle, and say so.
         if not zipfile.is_zipfile(path):
             raise zipfile.BadZipFile("it is no zip archive")
+        require_whole_arrays(path)
         with np.load(path, allow_pickle=False) as file:
             return {name: torch.from_numpy(file[name]) for name in file.files}
     except Exception as error:
@@ -177,6 +179,14 @@ def vqvae_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
             f"{sorted(tensors)[:MAX_LISTED]}."
         )
     encoder = {name: tensor for name, tensor in tensors.items() if re.fullmatch(r"encoder\.\d+\.weight", name)}
+    odd = {name: 2 for name in ("_vq_vae._embedding",) if tensors[name].ndim != 2}
+    odd |= {name: 4 for name, tensor in encoder.items() if tensor.ndim != 4}
+    if odd:
+        name, dimensions = next(iter(odd.items()))
+        raise CheckpointError(
+            f"{name} has shape {tuple(tensors[name].shape)}, but that of a VQ-VAE has {dimensions} dimensions: an "
+            "incomplete file? Copy or download it again."
+        )
     num_codes, code_dim = tensors["_vq_vae._embedding"].shape
     hidden_size, num_channels = encoder["encoder.0.weight"].shape[:2]
     return {
@@ -217,6 +227,7 @@ def rename(
     expected = {name: shapes[mine] for name, mine in names.items()}
     problems = [
         *_misshapen(tensors, {**expected, **buffers}),
+        *(f"{n} holds {tensors[n].dtype}, expected floating point" for n in names if _is_discrete(tensors.get(n))),
         *(
             f"{n} {tuple(expected[n])} is missing{_cause(n)}"
             for n in expected
@@ -239,6 +250,10 @@ def rename(
     present = {name: mine for name, mine in names.items() if name in tensors}
     renamed = {mine: tensors[name] for name, mine in present.items()}
     return Renamed(renamed, dropped, [mine for name, mine in names.items() if name not in tensors])
+
+
+def _is_discrete(tensor: Tensor | None) -> bool:
+    return tensor is not None and not tensor.is_floating_point()
 
 
 def _misshapen(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> list[str]:

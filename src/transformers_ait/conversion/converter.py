@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -158,10 +159,18 @@ def _read_original_configuration(path: Path) -> tuple[OwnConfig, dict[str, Any]]
             f"--config {path} holds no original configuration; for a configuration of this family give its folder."
         )
     original = original.get("model", original.get("config", original))
-    if set(original) == {"backbone"}:
-        return backbone_config_from_original(original["backbone"]), original
-    is_vqvae = "downsample_ratio" in original
-    return (vqvae_config_from_original if is_vqvae else ait_config_from_original)(original), original
+    if not isinstance(original, dict):
+        raise ValueError(f"--config {path} must hold a dictionary of sections, got {original!r:.80}.")
+    try:
+        if set(original) == {"backbone"}:
+            return backbone_config_from_original(original["backbone"]), original
+        is_vqvae = "downsample_ratio" in original
+        return (vqvae_config_from_original if is_vqvae else ait_config_from_original)(original), original
+    except (TypeError, ArithmeticError, LookupError, AttributeError, StrictDataclassError) as error:
+        # What has another type is named by our fields, or not at all.
+        raise ValueError(
+            f"--config {path} has an original configuration with a value that cannot be ({error}); correct it."
+        ) from error
 
 
 def _hub_folder(source: str | Path) -> Path | None:

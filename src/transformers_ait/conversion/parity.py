@@ -20,9 +20,19 @@ from ..configuration_ait import TASK_IDS
 from ..decoding_tokens import DecodingRequest, decode_autoregressively, decode_in_parallel, decode_together
 from ..modeling_ait_swinv2 import Workspace
 from ..sequence_ait import map_grammar, object_grammar
-from . import plain
 from .key_map import NameMap
 from .original_config import HEADS
+from .plain.backbone import (
+    plain_patch_embedding,
+    plain_patch_merging,
+    plain_shift_mask,
+    plain_swin_block,
+    relative_tables,
+)
+from .plain.decoder import plain_decoder_logits, plain_encoder_memory, plain_sine_table
+from .plain.layers import Tensors, plain_layer_norm, select
+from .plain.prediction import plain_decode_depth, plain_decode_objects
+from .plain.vqvae import plain_vqvae_decode, plain_vqvae_decode_soft, plain_vqvae_features, plain_vqvae_quantise
 
 # Relative to the largest expected magnitude. A part is one layer or block; a chain is many of them.
 PART_TOLERANCE = 1e-5
@@ -37,7 +47,7 @@ LAYER_NORM_WEIGHT = re.compile(
 SMALL = 1e-3
 
 
-class ParityError(RuntimeError):
+class ParityError(ValueError):
     """A converted model does not compute what the original tensors say."""
 
 
@@ -126,30 +136,30 @@ def _run_patch_merging(of: Callable[[Any], Any], stage: int, x: Tensor, model: A
     return of(model).stages[stage].downsample(x)
 
 
-def _backbone_probes(tensors: plain.Tensors, backbone: Mapping[str, Any], of: Callable[[Any], Any]) -> Iterator[Probe]:
+def _backbone_probes(tensors: Tensors, backbone: Mapping[str, Any], of: Callable[[Any], Any]) -> Iterator[Probe]:
     """Every layer on its own, and the whole."""
     side = 4 * backbone["window_size"][0]
     # Two windows side by side in the first stage, padded ones in the others, and no square.
     image = _uniform(1, 3, side, side + 4 * (side // 12))
-    x = plain.plain_patch_embedding(tensors, image)
+    x = plain_patch_embedding(tensors, image)
     yield Probe("backbone: patch embedding", lambda model: of(model).embeddings(image), x)
     for stage, depth in enumerate(backbone["depths"]):
-        mask = plain.plain_shift_mask(backbone, stage, x)
+        mask = plain_shift_mask(backbone, stage, x)
         for block in range(depth):
             run = partial(_run_block, of, stage, block, x)
-            x = plain.plain_swin_block(tensors, backbone, stage, block, x, mask)
+            x = plain_swin_block(tensors, backbone, stage, block, x, mask)
             yield Probe(f"backbone: stage {stage}, block {block}", run, x)
         if stage + 1 < len(backbone["depths"]):
-            merged = plain.plain_patch_merging(tensors, stage, x)
+            merged = plain_patch_merging(tensors, stage, x)
             yield Probe(f"backbone: stage {stage}, patch merging", partial(_run_patch_merging, of, stage, x), merged)
             x = merged
     name = f"backbone.norm{len(backbone['depths']) - 1}"
     if f"{name}.weight" in tensors:
-        feature = plain.plain_layer_norm(tensors, name, x, 1e-6).permute(0, 3, 1, 2)
+        feature = plain_layer_norm(tensors, name, x, 1e-6).permute(0, 3, 1, 2)
         yield Probe("backbone: whole", lambda m: of(m)(image).feature_maps[-1], feature, CHAIN_TOLERANCE)
 
 
-def _layer_norm_probes(tensors: plain.Tensors, names: NameMap) -> Iterator[Probe]:
+def _layer_norm_probes(tensors: Tensors, names: NameMap) -> Iterator[Probe]:
     """All LayerNorms of a part at small variance, as one probe."""
     for part, epsilon in (("backbone.", 1e-6), ("transformer.", 1e-5)):
         inputs, outputs = {}, []
@@ -157,7 +167,7 @@ def _layer_norm_probes(tensors: plain.Tensors, names: NameMap) -> Iterator[Probe
             if name in tensors and name.startswith(part) and LAYER_NORM_WEIGHT.fullmatch(name):
                 x = SMALL * _normal(4, len(tensors[name]))
                 inputs[ours.removesuffix(".weight")] = x
-                outputs.append(plain.plain_layer_norm(tensors, name.removesuffix(".weight"), x, epsilon).flatten())
+                outputs.append(plain_layer_norm(tensors, name.removesuffix(".weight"), x, epsilon).flatten())
         if inputs:
             expected = torch.cat(outputs)
             name = f"{part}*: {len(inputs)} LayerNorms at small variance"
@@ -168,17 +178,17 @@ def _run_modules(inputs: Mapping[str, Tensor], model: nn.Module) -> Tensor:
     return torch.cat([model.get_submodule(path)(x).flatten() for path, x in inputs.items()])
 
 
-def dropped_buffer_probes(tensors: plain.Tensors, original: Mapping[str, Any]) -> Iterator[Probe]:
+def dropped_buffer_probes(tensors: Tensors, original: Mapping[str, Any]) -> Iterator[Probe]:
     """Stored buffers that the configuration determines, against what it determines."""
     if "transformer.enc_embed" in tensors:
         stored = tensors["transformer.enc_embed"].clone()
-        table = plain.plain_sine_table(*stored.shape[1:])
+        table = plain_sine_table(*stored.shape[1:])
         yield Probe("dropped buffer: sine table", lambda _: stored.flatten(0, 2), table, BUFFER_TOLERANCE)
     backbone = original["backbone"]
     for stage, windows in enumerate(zip(backbone["window_size"], backbone["pretrain_window_size"], strict=True)):
         name = f"backbone.layers.{stage}.blocks.0.attn.relative_coords_table"
         if name in tensors:
-            table, _ = plain.relative_tables(*windows, torch.device("cpu"), torch.float32)
+            table, _ = relative_tables(*windows, torch.device("cpu"), torch.float32)
             coordinates = tensors[name].flatten(0, 2).clone()
             name = f"dropped buffer: coordinates, stage {stage}"
             yield Probe(name, partial(_recall, coordinates), table, BUFFER_TOLERANCE)
@@ -188,11 +198,11 @@ def _recall(stored: Tensor, model: nn.Module) -> Tensor:
     return stored
 
 
-def _encoder_probes(tensors: plain.Tensors, original: Mapping[str, Any]) -> Iterator[Probe]:
+def _encoder_probes(tensors: Tensors, original: Mapping[str, Any]) -> Iterator[Probe]:
     """The memory of a random map of the model's size."""
     transformer = original["transformer"]
     feature = _normal(1, transformer["in_chans"], transformer["n_rows"], transformer["n_cols"])
-    memory = plain.plain_encoder_memory(tensors, original, feature)
+    memory = plain_encoder_memory(tensors, original, feature)
     yield Probe("encoder: memory", lambda model: model.model.encoder(feature), memory, CHAIN_TOLERANCE)
 
 
@@ -230,7 +240,7 @@ def _run_object_decoding(task: str, memory: Tensor, model: Any) -> Tensor:
     return torch.cat(decoded.step_logits, dim=1)
 
 
-def _decoder_probes(tensors: plain.Tensors, original: Mapping[str, Any]) -> Iterator[Probe]:
+def _decoder_probes(tensors: Tensors, original: Mapping[str, Any]) -> Iterator[Probe]:
     """Logits of each task, and the first steps of decoding it."""
     transformer = original["transformer"]
     memory = _normal(2, transformer["n_rows"] * transformer["n_cols"], transformer["d_model"])
@@ -238,22 +248,22 @@ def _decoder_probes(tensors: plain.Tensors, original: Mapping[str, Any]) -> Iter
     embedded = tensors["transformer.voc_embed"][ids]
     for head in original["task_heads"]:
         task_id = TASK_IDS[HEADS[head]]
-        expected = plain.plain_decoder_logits(tensors, original, memory, task_id, embedded)
+        expected = plain_decoder_logits(tensors, original, memory, task_id, embedded)
         for how, run in (("all positions", _run_decoder), ("cached steps", _run_decoder_steps)):
             name = f"decoder: logits, {how}, task {HEADS[head]}"
             yield Probe(name, partial(run, ids, memory, task_id), expected, CHAIN_TOLERANCE)
         if head == "depth":
-            _, expected = plain.plain_decode_depth(tensors, original, memory, steps=DECODED_STEPS)
+            _, expected = plain_decode_depth(tensors, original, memory, steps=DECODED_STEPS)
             yield Probe("decoder: first depth codes", partial(_run_depth_decoding, memory), expected, CHAIN_TOLERANCE)
         else:
-            steps = plain.plain_decode_objects(tensors, original, memory, head, DECODED_OBJECT_TOKENS)
+            steps = plain_decode_objects(tensors, original, memory, head, DECODED_OBJECT_TOKENS)
             name, run = f"decoder: first tokens of {HEADS[head]}", partial(_run_object_decoding, HEADS[head], memory)
             yield Probe(name, run, torch.cat(steps, dim=1), CHAIN_TOLERANCE)
 
 
 @torch.no_grad()
 def vqvae_probes(
-    name: str, tensors: plain.Tensors, ratio: int, use_norm: bool, tau: float, of: Callable[[Any], Any] = lambda m: m
+    name: str, tensors: Tensors, ratio: int, use_norm: bool, tau: float, of: Callable[[Any], Any] = lambda m: m
 ) -> list[Probe]:
     """Probes of a VQ-VAE.
 
@@ -268,11 +278,11 @@ def vqvae_probes(
     channels = tensors["encoder.0.weight"].shape[1]
     scale = 1 if use_norm else 10
     x = F.interpolate(scale * _uniform(1, channels, 3, 4), scale_factor=ratio, mode="bilinear")
-    vectors = plain.plain_vqvae_features(tensors, x, use_norm)
-    codes = plain.plain_vqvae_quantise(tensors, vectors)
+    vectors = plain_vqvae_features(tensors, x, use_norm)
+    codes = plain_vqvae_quantise(tensors, vectors)
     logits = _normal(1, len(tensors["_vq_vae._embedding"]), 3, 4)
-    decoded = plain.plain_vqvae_decode(tensors, codes, use_norm)
-    soft_decoded = plain.plain_vqvae_decode_soft(tensors, logits, tau, use_norm)
+    decoded = plain_vqvae_decode(tensors, codes, use_norm)
+    soft_decoded = plain_vqvae_decode_soft(tensors, logits, tau, use_norm)
     return [
         Probe(f"{name}: encoder", lambda model: of(model).encoder(2 * x - 1 if use_norm else x), vectors),
         Probe(f"{name}: codes", lambda model: of(model).encode(x), codes),
@@ -281,10 +291,10 @@ def vqvae_probes(
     ]
 
 
-def _tokenizer_probes(tensors: plain.Tensors, original: Mapping[str, Any]) -> Iterator[Probe]:
+def _tokenizer_probes(tensors: Tensors, original: Mapping[str, Any]) -> Iterator[Probe]:
     tokenizers = {"depth": lambda model: model.depth_tokenizer, "insseg": lambda model: model.mask_tokenizer}
     for head, of in tokenizers.items():
-        vqvae = plain.select(tensors, f"{head}_head.vqvae.")
+        vqvae = select(tensors, f"{head}_head.vqvae.")
         if vqvae:
             settings = original["task_heads"][head]["vae_cfg"]
             ratio = round(settings["mask_size"] / settings["token_length"] ** 0.5)
@@ -293,7 +303,7 @@ def _tokenizer_probes(tensors: plain.Tensors, original: Mapping[str, Any]) -> It
 
 
 @torch.no_grad()
-def backbone_probes(tensors: plain.Tensors, original: Mapping[str, Any], names: NameMap) -> list[Probe]:
+def backbone_probes(tensors: Tensors, original: Mapping[str, Any], names: NameMap) -> list[Probe]:
     """Probes of a backbone that stands alone.
 
     Args:
@@ -305,7 +315,7 @@ def backbone_probes(tensors: plain.Tensors, original: Mapping[str, Any], names: 
 
 
 @torch.no_grad()
-def task_solver_probes(tensors: plain.Tensors, original: Mapping[str, Any], names: NameMap) -> list[Probe]:
+def task_solver_probes(tensors: Tensors, original: Mapping[str, Any], names: NameMap) -> list[Probe]:
     """Probes of every part of a task-solver whose original tensors are there.
 
     Args:

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration_ait import AiTConfig, AiTVQVAEConfig
+from ..configuration_checks_ait import CONFIG_FILE, check_json
 from ..configuration_hourglass_pose import HourglassPoseConfig
-from . import plain
+from ..loading_ait import check_index
 from .checkpoint import CheckpointError
 from .key_map import NameMap, dropped_shapes, invert, task_solver_names, vqvae_names
 from .original_config import original_from_ait_config, original_from_vqvae_config
+from .plain.backbone import relative_tables
+from .plain.decoder import plain_sine_table
 from .pose import in_original_shapes, pose_names
 
 CONFIG_CLASSES = {config.model_type: config for config in (AiTConfig, AiTVQVAEConfig, HourglassPoseConfig)}
@@ -27,13 +31,14 @@ def load_own_config(folder: str | Path) -> AiTConfig | AiTVQVAEConfig | Hourglas
 
     Raises:
         FileNotFoundError: there is no config.json.
+        OSError: it cannot be read as a JSON object.
         CheckpointError: the folder is of another family.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}; give a folder that save_pretrained or the converter wrote.")
-    model_type = json.loads(path.read_text()).get("model_type")
-    if model_type not in CONFIG_CLASSES:
+    model_type = check_json(folder, {}, CONFIG_FILE).get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_CLASSES:
         raise CheckpointError(f"{path} has model_type {model_type!r}; only {sorted(CONFIG_CLASSES)} can be converted.")
     return CONFIG_CLASSES[model_type].from_pretrained(folder)
 
@@ -43,11 +48,18 @@ def load_own_tensors(folder: str | Path) -> dict[str, Tensor]:
     folder = Path(folder)
     files = [SAFE_WEIGHTS_NAME]
     if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text())
+        index = check_json(folder, {}, SAFE_WEIGHTS_INDEX_NAME)
+        check_index(index, SAFE_WEIGHTS_INDEX_NAME)
         files = sorted(set(index["weight_map"].values()))
-    if not (folder / files[0]).is_file():
-        raise FileNotFoundError(f"There are no weights in {folder}; expected {folder / files[0]}.")
-    return {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise FileNotFoundError(f"There are no weights in {folder}; expected {folder / missing[0]}.")
+    try:
+        return {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"The weights of {folder} are damaged or incomplete ({error}); copy or download them again."
+        ) from error
 
 
 def original_buffers(config: AiTConfig) -> dict[str, Tensor]:
@@ -56,12 +68,12 @@ def original_buffers(config: AiTConfig) -> dict[str, Tensor]:
     device, buffers = torch.device("cpu"), {}
     backbone = config.backbone_config
     for stage, windows in enumerate(zip(backbone.window_sizes, backbone.pretrained_window_sizes, strict=True)):
-        table, index = plain.relative_tables(*windows, device, torch.float32)
+        table, index = relative_tables(*windows, device, torch.float32)
         for block in range(backbone.depths[stage]):
             name = f"backbone.layers.{stage}.blocks.{block}.attn"
             buffers[f"{name}.relative_coords_table"] = table.view(shapes[f"{name}.relative_coords_table"])
             buffers[f"{name}.relative_position_index"] = index
-    table = plain.plain_sine_table(config.grid_size, config.grid_size, config.decoder_config.hidden_size)
+    table = plain_sine_table(config.grid_size, config.grid_size, config.decoder_config.hidden_size)
     buffers["transformer.enc_embed"] = table.view(shapes["transformer.enc_embed"])
     if "instance" in config.tasks:
         weight = torch.ones(config.vocabulary.size)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -81,8 +82,10 @@ def read_annotations(path: str) -> Annotations:
     names = {category["id"]: category["name"] for category in sorted(categories, key=lambda entry: entry["id"])}
     _require_references(objects, "image_id", {image["id"] for image in images}, path)
     _require_references(objects, "category_id", names.keys(), path)
-    crooked = [str(item["id"]) for item in objects if len(item["bbox"]) != 4]
+    crooked = [str(item["id"]) for item in objects if len(item["bbox"]) != 4 or not all(map(_is_number, item["bbox"]))]
     _refuse(crooked, len(objects), path, "annotations have a bbox that is not x, y, width, height", "ids")
+    unsure = [str(item["id"]) for item in objects if item.get("iscrowd", 0) not in (0, 1)]
+    _refuse(unsure, len(objects), path, "annotations have an iscrowd that is neither 0 nor 1", "ids")
     return Annotations(path, images, objects, names)
 
 
@@ -93,12 +96,22 @@ def _entries(content: Any, path: str, name: str, types: dict[str, Any]) -> list[
         raise ValueError(f"{path} is no COCO instance file: it has no list {name!r}, only {found}")
     for index, entry in enumerate(content[name]):
         wrong = [
-            key for key, kind in types.items() if not isinstance(entry, dict) or not isinstance(entry.get(key), kind)
+            key for key, kind in types.items() if not isinstance(entry, dict) or not _is_kind(entry.get(key), kind)
         ]
         if wrong:
             shown = f"{entry!r:.120}"
             raise ValueError(f"{path}: entry {index} of {name!r} has no valid {', '.join(wrong)}: {shown}")
     return content[name]
+
+
+def _is_kind(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, and a whole number one that int64 can hold."""
+    return isinstance(value, kind) and (not isinstance(value, int) or -(2**63) <= value < 2**63)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that float64 can hold."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _refuse(culprits: Sequence[str], total: int, path: str, what: str, kind: str) -> None:

@@ -156,9 +156,9 @@ def depth_array(root: str, path: str, unit: str) -> np.ndarray:
         ValueError: it has several channels, or 8 bits.
     """
     file = os.path.join(root, path)
-    values = np.load(file) if _suffix(path) == ".npy" else np.asarray(load_image(file))
+    values = _load_array(file) if _suffix(path) == ".npy" else np.asarray(load_image(file))
     values = values.squeeze()
-    if values.ndim != 2 or values.dtype.itemsize < 2:
+    if values.ndim != 2 or values.dtype.kind not in "iuf" or values.dtype.itemsize < 2:
         raise ValueError(
             f"{path} has shape {values.shape} and dtype {values.dtype}, but a depth map is (height, width) numbers of "
             "at least 16 bits: a 16-bit PNG, a floating-point TIFF or PFM, or a .npy file, and no picture for the eye"
@@ -167,6 +167,17 @@ def depth_array(root: str, path: str, unit: str) -> np.ndarray:
     numbers = np.where(valid, values, 1).astype(np.float64)
     metres = {"millimetres": numbers / 1000, "metres": numbers, "inverse": 1 / numbers}[unit]
     return np.where(valid, metres, 0).astype(np.float32)
+
+
+def _load_array(file: str) -> np.ndarray:
+    """A NumPy file, mapped: the size that a damaged one claims takes no memory."""
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except Exception as error:  # damaged headers raise anything
+        reason = str(error).partition(". If you trust")[0]  # loading pickles would run code from the file
+        raise OSError(f"{file} cannot be read as a NumPy file ({reason}); write it again with numpy.save") from error
 
 
 def depth_value(root: str, path: str, unit: str) -> str | dict[str, bytes]:

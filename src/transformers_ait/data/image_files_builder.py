@@ -4,6 +4,8 @@
 file handling therefore lives in other modules.
 """
 
+import dataclasses
+import os
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +26,19 @@ ROWS_PER_SHARD = 64
 
 @dataclass
 class ImageFilesConfig(datasets.BuilderConfig):
-    """Options of a builder whose cache notices changed files."""
+    """Options of a builder whose cache notices changed files.
+
+    Raises:
+        TypeError: if an option that is a text or a path is something else.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            is_text = isinstance(value, str | os.PathLike) or (value is None and field.type is not str)
+            if field.type in (str, str | None) and not is_text:
+                raise TypeError(f"{field.name} must be a text, got {value!r:.80}")
 
     @abstractmethod
     def sources(self) -> Iterable[Any]:

@@ -98,7 +98,9 @@ class MocapConfig(ImageFilesConfig):
             raise ValueError(f'up_axis must be "y" or "z", got {self.up_axis!r}')
         if self.joints is not None:
             check_joint_map(self.joints)
-        if isinstance(self.validation, str) or not all(isinstance(pattern, str) for pattern in self.validation):
+        if not isinstance(self.validation, list | tuple) or not all(
+            isinstance(pattern, str) for pattern in self.validation
+        ):
             raise TypeError(f"validation must be a list of patterns of paths, got {self.validation!r}")
         if self.data_dir is None:
             raise ValueError(

@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 from datasets.builder import Key
 
-from . import depth_normals, nyu_camera, nyu_classes, nyu_files, nyu_labelled
+from . import depth_normals, mat_files, nyu_camera, nyu_classes, nyu_files, nyu_labelled
 from .image_files import NamedImage, file_stamp, is_url, load_image, parent_name, resolve
 from .image_files_builder import ROWS_PER_SHARD, SHARED_MODULES, ImageFilesBuilder, ImageFilesConfig
 from .nyu_camera import normals_of_frame
@@ -37,7 +37,7 @@ from .nyu_labelled import (
 from .registration import source_hash
 
 CODE_HASH = source_hash(
-    (sys.modules[__name__], depth_normals, nyu_camera, nyu_classes, nyu_files, nyu_labelled, *SHARED_MODULES)
+    (sys.modules[__name__], depth_normals, mat_files, nyu_camera, nyu_classes, nyu_files, nyu_labelled, *SHARED_MODULES)
 )
 
 Frame = FrameFiles | int
@@ -54,7 +54,7 @@ class NYUDepthV2Config(ImageFilesConfig):
         train_list: text file with lines `rgb depth focal`; the train split then holds these frames in this order. Paths
             start at `data_dir` or at `sync`; a leading slash is dropped, the focal length ignored.
         test_list: the same for the test split; paths start at `data_dir` or at `official_splits/test`.
-        labelled_mat: official `nyu_depth_v2_labeled.mat`, read in place of the folders; needs h5py and scipy.
+        labelled_mat: official `nyu_depth_v2_labeled.mat`, read in place of the folders; needs h5py.
         splits_mat: official `splits.mat`; None takes the one beside `labelled_mat`.
         labelled_depth: "depths", with holes filled, or "rawDepths", as measured.
         normals: whether to compute a column `normals` from depth, which takes 0.2 s and 0.3 MB per frame.

@@ -122,18 +122,23 @@ def read_list(path: str) -> list[FrameFiles]:
 
     Raises:
         FileNotFoundError: if the list does not exist.
-        ValueError: if it is empty, or a line has fewer than two columns.
+        ValueError: if it is empty, or a line has fewer than two columns, or it is no text.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"list file {path} does not exist (a relative path is taken from data_dir)")
     frames = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            columns = line.split()
-            if len(columns) == 1:
-                raise ValueError(f"{path}, line {number}: expected 'rgb depth focal', got {line.strip()!r}")
-            if columns:
-                frames.append(FrameFiles(columns[0].lstrip("/"), columns[1].lstrip("/")))
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}): give the list of lines 'rgb depth focal'") from error
+    for number, line in enumerate(lines, 1):
+        columns = line.split()
+        if len(columns) == 1 or "\0" in line:
+            raise ValueError(f"{path}, line {number}: expected 'rgb depth focal', got {line.strip()!r:.200}")
+        if columns:
+            frames.append(FrameFiles(columns[0].lstrip("/"), columns[1].lstrip("/")))
     if not frames:
         raise ValueError(f"{path} names no frames; leave the option out to use every frame of the folder")
     return frames

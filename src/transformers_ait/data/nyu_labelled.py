@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .image_files import evenly_spaced
+from .mat_files import read_matrices
 from .nyu_files import require_millimetres
 
 LABELLED_NAME = "nyu_depth_v2_labeled.mat"
@@ -53,20 +54,19 @@ def read_splits(path: str) -> dict[str, list[int]]:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ImportError: if scipy is not installed.
         ValueError: if it is no such file, or names no frames.
     """
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ImportError(f"reading {path} needs scipy: pip install scipy") from error
     if not os.path.isfile(path):
         raise FileNotFoundError(f"splits_mat: {path} does not exist; it is published beside {LABELLED_NAME}")
-    try:
-        variables = loadmat(path)
-        splits = {split: (variables[name].ravel() - 1).tolist() for split, name in SPLIT_VARIABLES.items()}
-    except (KeyError, ValueError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{path} is no splits.mat with trainNdxs and testNdxs: {error!r}") from error
+    variables = read_matrices(path)
+    if not set(SPLIT_VARIABLES.values()) <= set(variables):
+        raise ValueError(f"{path} is no splits.mat with trainNdxs and testNdxs: it has {sorted(variables)}")
+    splits: dict[str, list[int]] = {}
+    for split, name in SPLIT_VARIABLES.items():
+        numbers = variables[name].ravel()
+        if not np.array_equal(numbers, np.floor(numbers)) or not np.isfinite(numbers).all():
+            raise ValueError(f"{path} is no splits.mat: {name} must hold whole numbers of frames")
+        splits[split] = [int(number) - 1 for number in numbers]
     if not any(splits.values()):
         raise ValueError(f"{path} names no frames in trainNdxs and testNdxs")
     return {split: sorted(numbers) for split, numbers in splits.items() if numbers}

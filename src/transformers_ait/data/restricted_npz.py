@@ -4,9 +4,10 @@ Such a member is a pickle, and a pickle may call any function while it is read. 
 NumPy arrays; dicts, lists, texts and numbers need no names.
 """
 
+import math
+import os
 import pickle
 import zipfile
-import zlib
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -32,6 +33,10 @@ for _package in ("numpy.core", "numpy._core"):
     ALLOWED[f"{_package}.multiarray", "_reconstruct"] = multiarray._reconstruct
     ALLOWED[f"{_package}.multiarray", "scalar"] = multiarray.scalar
     ALLOWED[f"{_package}.numeric", "_frombuffer"] = numeric._frombuffer  # type: ignore[attr-defined]
+
+
+class MissingArrayError(ValueError):
+    """A whole file without the array that is wanted."""
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -60,26 +65,56 @@ def read_member(path: str, name: str) -> Array:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if f"{name}.npy" not in archive.namelist():
-                raise ValueError(f"{path} has no array {name!r}, only {', '.join(archive.namelist())}")
-            with archive.open(f"{name}.npy") as file:
-                if _has_objects(file):
-                    content = _ArrayUnpickler(file).load()
-                    if not isinstance(content, np.ndarray):
-                        raise ValueError(f"{path}: {name!r} holds a {type(content).__name__} instead of an array")
-                    return content
-            with archive.open(f"{name}.npy") as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
+            return _read_member(archive, name)
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: {name!r} is not read, because {error}; get the file from its source again"
         ) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except MissingArrayError as error:
+        raise ValueError(f"{path} {error}") from error
+    except Exception as error:  # zip archives, pickles and headers that are damaged raise anything
         raise ValueError(f"{path} is no complete .npz file ({error}): copy or download it again") from error
 
 
-def _has_objects(file: IO[bytes]) -> bool:
-    """Read the header of a .npy file."""
+def _read_member(archive: zipfile.ZipFile, name: str) -> Array:
+    if f"{name}.npy" not in archive.namelist():
+        raise MissingArrayError(f"has no array {name!r}, only {', '.join(archive.namelist())}")
+    with archive.open(f"{name}.npy") as file:
+        if _header(file)[1].hasobject:
+            content = _ArrayUnpickler(file).load()
+            if not isinstance(content, np.ndarray):
+                raise MissingArrayError(f"holds a {type(content).__name__} as {name!r} instead of an array")
+            return content
+    _require_whole(archive, f"{name}.npy")
+    with archive.open(f"{name}.npy") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def require_whole_arrays(path: str | os.PathLike) -> None:
+    """Look at the sizes that an .npz file claims, before NumPy takes memory for them.
+
+    Raises:
+        ValueError: an array that is larger than what the archive holds of it.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            if member.endswith(".npy"):
+                _require_whole(archive, member)
+
+
+def _require_whole(archive: zipfile.ZipFile, member: str) -> None:
+    with archive.open(member) as file:
+        shape, dtype = _header(file)
+    size, held = math.prod(shape) * dtype.itemsize, archive.getinfo(member).file_size
+    if size > held and not dtype.hasobject:
+        raise ValueError(f"{member} claims {size} bytes of numbers, and the archive holds {held}")
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of a .npy file."""
     major, _ = np.lib.format.read_magic(file)
     header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-    return header(file)[2].hasobject
+    shape, _, dtype = header(file)
+    return shape, dtype

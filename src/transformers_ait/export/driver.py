@@ -16,21 +16,63 @@ def load_parts(folder: str | Path, providers: tuple[str, ...] = ("CPUExecutionPr
     Args:
         folder: what `python -m transformers_ait.export` wrote, with `--format onnx`.
         providers: onnxruntime's execution providers.
+
+    Raises:
+        OSError: a file is missing or damaged.
+        ValueError: export.json does not say what an export says.
     """
-    settings = json.loads((Path(folder) / "export.json").read_text())
-    return settings, {name: load_part(Path(folder) / file, providers) for name, file in settings["files"].items()}
+    path = Path(folder) / "export.json"
+    try:
+        settings = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise OSError(
+            f"{path} is no readable JSON file ({error}); copy it, or export the checkpoint, again."
+        ) from error
+    files = settings.get("files") if isinstance(settings, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(file, str) and file for file in files.values()):
+        raise ValueError(f"{path} must hold `files`, a file name for each part, got {files!r:.80}; export again.")
+    return settings, {name: load_part(Path(folder) / file, providers) for name, file in files.items()}
 
 
 def load_part(file: str | Path, providers: tuple[str, ...] = ("CPUExecutionProvider",), threads: int = 0) -> Part:
-    """One .onnx file as a function of named arrays, which ignores arrays of other names; 0 threads are ort's choice."""
+    """One .onnx file as a function of named arrays, which ignores arrays of other names; 0 threads are ort's choice.
+
+    Raises:
+        OSError: the file is missing or damaged; of the function ValueError, for arrays that do not fit.
+    """
     import onnxruntime  # here, so that files of other formats are checked without it
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
+    if not Path(file).is_file():
+        raise FileNotFoundError(
+            f"There is no {file}, which export.json names; copy it, or export the checkpoint, again."
+        )
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
+    except Exception as error:  # onnxruntime's own types, one for each kind of damage
+        raise OSError(f"{file} is no program that onnxruntime can read ({error}); copy it or export again.") from error
     inputs = [entry.name for entry in session.get_inputs()]
     outputs = [entry.name for entry in session.get_outputs()]
-    return lambda arrays: dict(zip(outputs, session.run(outputs, {name: arrays[name] for name in inputs}), strict=True))
+
+    def run(arrays: Arrays) -> Arrays:
+        given = {name: arrays[name] for name in inputs}
+        try:
+            return dict(zip(outputs, session.run(outputs, given), strict=True))
+        except Exception as error:
+            forms = ", ".join(f"{name} {x.dtype} {x.shape}" for name, x in given.items())
+            raise ValueError(f"{file} cannot take {forms} ({error}); see `input` in export.json.") from error
+
+    return run
+
+
+def check_pixels(pixel_values: np.ndarray) -> None:
+    """Raise an error for what is no batch of images (B, 3, S, S) as float32."""
+    if not isinstance(pixel_values, np.ndarray) or pixel_values.dtype != np.float32:
+        form = getattr(pixel_values, "dtype", type(pixel_values).__name__)
+        raise TypeError(f"pixel_values must be a float32 array, got {form}; see `input` in export.json.")
+    if pixel_values.ndim != 4 or 0 in pixel_values.shape:
+        raise ValueError(f"pixel_values must be (batch, 3, height, width), got the shape {pixel_values.shape}.")
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -58,6 +100,7 @@ def decode(
     choose: Callable[[dict, int, np.ndarray], np.ndarray] = choose_next,
 ) -> np.ndarray:
     """Logits (B, L, V') of every position of images (B, 3, S, S)."""
+    check_pixels(pixel_values)
     state = parts["encoder"]({"pixel_values": pixel_values})
     cache = np.zeros((len(pixel_values), *settings["cache_shape"]), np.float32)
     for name in settings["cache_names"]:
@@ -75,9 +118,18 @@ def decode(
 
 def predict_map(parts: dict[str, Part], settings: dict, pixel_values: np.ndarray) -> np.ndarray:
     """Map (B, [C,] S, S) of images (B, 3, S, S); `settings["outputs"]` says what its values are."""
-    (output,) = settings["outputs"]
+    outputs, task = settings.get("outputs"), settings.get("task")
+    if not isinstance(outputs, dict) or len(outputs) != 1:
+        raise ValueError(f"export.json must hold `outputs` with the one map of the task, got {outputs!r:.80}.")
+    (output,) = outputs
     if "grammar" not in settings:  # a task that is predicted in one pass is a single part
-        return parts[settings["task"]]({"pixel_values": pixel_values})[output]
+        check_pixels(pixel_values)
+        if not isinstance(task, str) or task not in parts:
+            raise ValueError(f"export.json must name as `task` one of its parts {[*parts]}, got {task!r:.80}.")
+        made = parts[task]({"pixel_values": pixel_values})
+        if output not in made:
+            raise ValueError(f"export.json must name as `outputs` one of {[*made]}, got {output!r:.80}.")
+        return made[output]
     code_logits = decode(parts, settings, pixel_values)
     return parts["detokenizer"]({"code_logits": code_logits})[output]
 

@@ -1,6 +1,5 @@
 """A checkpoint to a folder of exported files, written only once they compute what the model computes."""
 
-import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..configuration_ait import AiTConfig
+from ..configuration_checks_ait import CONFIG_FILE, check_json
 from ..modeling_ait import AiTForDenseAndInstancePrediction
 from .metadata import (
     PROCESSOR_FILE,
@@ -26,6 +26,7 @@ from .programs import SUFFIXES, open_part, require_packages, write_part
 
 # Batches that an export with a variable batch is checked with; 1, because exporters like to take it for a constant.
 CHECKED_BATCHES = (1, 3)
+MAX_BATCH = 2**16
 
 
 @dataclass
@@ -76,10 +77,12 @@ def export_checkpoint(
         ValueError: unknown format or task, a batch below 1, or a checkpoint that cannot predict.
     """
     folder, output = Path(folder), Path(output)
-    if file_format not in SUFFIXES:
+    if not isinstance(file_format, str) or file_format not in SUFFIXES:
         raise ValueError(f"--format must be one of {sorted(SUFFIXES)}, got {file_format!r}.")
-    if batch is not None and batch < 1:
-        raise ValueError(f"--batch must be at least 1, or left out for a variable batch; got {batch}.")
+    if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or not 1 <= batch <= MAX_BATCH):
+        raise ValueError(
+            f"--batch must be at least 1 and at most {MAX_BATCH}, or left out for a variable batch; got {batch!r:.80}."
+        )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"--output {output} exists and is not an empty folder; choose another one.")
     require_packages(file_format)
@@ -108,7 +111,7 @@ def load_configuration(folder: Path) -> AiTConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}; give a checkpoint folder that save_pretrained wrote.")
-    model_type = json.loads(path.read_text()).get("model_type")
+    model_type = check_json(folder, {}, CONFIG_FILE).get("model_type")
     if model_type != AiTConfig.model_type:
         raise ValueError(f"{path} has model_type {model_type!r}; only {AiTConfig.model_type!r} can be exported.")
     config = AiTConfig.from_pretrained(folder)

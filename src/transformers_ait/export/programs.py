@@ -23,7 +23,7 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 EXAMPLE_BATCH = 2
 
 
-class ExportError(RuntimeError):
+class ExportError(ValueError):
     """A model cannot be exported, or what was exported does not compute what the model does."""
 
 

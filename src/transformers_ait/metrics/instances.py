@@ -1,14 +1,13 @@
 """Average precision of boxes, masks and mask boundaries, by pycocotools and faster-coco-eval."""
 
 import contextlib
-import copy
 import importlib
 import io
-import json
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from .instance_inputs import GroundTruth, Predictions, checked_image_ids, checked_results, load_truth
 
 IOU_TYPES = ("bbox", "segm", "boundary")
 LIBRARIES = ("pycocotools", "faster-coco-eval")
@@ -31,9 +30,6 @@ _LVIS_METRICS = {
 }
 LVIS_METRICS = tuple(_LVIS_METRICS)
 LVIS_DETECTIONS = 300  # per image, over all categories
-
-Predictions = Sequence[Mapping[str, Any]]
-GroundTruth = Mapping[str, Any] | str | Path
 
 
 def coco_metrics(
@@ -71,12 +67,14 @@ def coco_metrics(
     _check_choice("library", library, LIBRARIES)
     if library == "pycocotools" and iou_type == "boundary":
         raise ValueError("library 'pycocotools' has no iou_type 'boundary'; use 'faster-coco-eval'.")
-    truth = _load(ground_truth)
-    results = _checked_results(predictions, truth, iou_type)
-    if library == "pycocotools":
-        stats = _pycocotools_stats(results, truth, iou_type, image_ids)
-    else:
-        stats = _faster_evaluation(results, truth, iou_type, image_ids).stats
+    truth = load_truth(ground_truth, iou_type)
+    results = checked_results(predictions, truth, iou_type)
+    image_ids = checked_image_ids(image_ids, truth)
+    with _named_errors(library):
+        if library == "pycocotools":
+            stats = _pycocotools_stats(results, truth, iou_type, image_ids)
+        else:
+            stats = _faster_evaluation(results, truth, iou_type, image_ids).stats
     return {name: _figure(value) for name, value in zip(COCO_METRICS, stats, strict=False)}
 
 
@@ -105,11 +103,14 @@ def lvis_metrics(
         ValueError: as `coco_metrics`; ground truth that is not LVIS's.
     """
     _check_choice("iou_type", iou_type, IOU_TYPES)
-    truth = _load(ground_truth)
+    truth = load_truth(ground_truth, iou_type)
     if not all(category.get("frequency") in ("r", "c", "f") for category in truth["categories"]):
         raise ValueError("ground_truth must give every category a frequency 'r', 'c' or 'f'; COCO's are none of LVIS.")
-    results = _most_certain(_checked_results(predictions, truth, iou_type), LVIS_DETECTIONS)
-    figures = _faster_evaluation(results, truth, iou_type, image_ids, LVIS_DETECTIONS).stats_as_dict
+    _check_listed_categories(truth)
+    results = _most_certain(checked_results(predictions, truth, iou_type), LVIS_DETECTIONS)
+    image_ids = checked_image_ids(image_ids, truth)
+    with _named_errors("faster-coco-eval"):
+        figures = _faster_evaluation(results, truth, iou_type, image_ids, LVIS_DETECTIONS).stats_as_dict
     return {name: _figure(figures[theirs]) for name, theirs in _LVIS_METRICS.items()}
 
 
@@ -172,32 +173,25 @@ def _most_certain(results: list[dict[str, Any]], count: int) -> list[dict[str, A
     return [result for of_image in kept.values() for result in of_image]
 
 
-def _load(ground_truth: GroundTruth) -> dict[str, Any]:
-    """A copy, because both libraries write into what they are given."""
-    if isinstance(ground_truth, Mapping):
-        return copy.deepcopy(dict(ground_truth))
-    with open(ground_truth, encoding="utf-8") as file:
-        return json.load(file)
+def _check_listed_categories(truth: dict[str, Any]) -> None:
+    """Raise a ValueError for LVIS's lists of categories that are none."""
+    for index, image in enumerate(truth["images"]):
+        for name in ("neg_category_ids", "not_exhaustive_category_ids"):
+            ids = image.get(name, [])
+            if not isinstance(ids, list) or not all(isinstance(x, int) for x in ids):
+                raise ValueError(f"ground_truth['images'][{index}] needs a list of ids as {name}, got {ids!r:.60}.")
 
 
-def _checked_results(predictions: Predictions, truth: Mapping[str, Any], iou_type: str) -> list[dict[str, Any]]:
-    """Copies that hold one form alone: with a box beside it, pycocotools would take a mask's area from the box."""
-    form = "bbox" if iou_type == "bbox" else "segmentation"
-    needed = ("image_id", "category_id", "score", form)
-    known = {
-        "image_id": {image["id"] for image in truth["images"]},
-        "category_id": {category["id"] for category in truth["categories"]},
-    }
-    results = []
-    for index, prediction in enumerate(predictions):
-        missing = [name for name in needed if prediction.get(name) is None]
-        if missing:
-            raise ValueError(f"predictions[{index}] lacks {missing}, which iou_type {iou_type!r} needs.")
-        for name, ids in known.items():
-            if prediction[name] not in ids:
-                raise ValueError(f"predictions[{index}] has {name} {prediction[name]}, unknown to ground_truth.")
-        results.append({name: copy.deepcopy(prediction[name]) for name in needed})
-    return results
+@contextlib.contextmanager
+def _named_errors(library: str) -> Iterator[None]:
+    """Errors of what the checks let through, such as bytes that are no run lengths, with the names of the arguments."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"{library} cannot compare predictions with ground_truth ({type(error).__name__}: {error}); are boxes and "
+            "masks in COCO's form?"
+        ) from error
 
 
 def _figure(value: float) -> float:

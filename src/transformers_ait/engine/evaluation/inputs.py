@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import datasets
 from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoImageProcessor
 
 from ...configuration_ait import AiTConfig
@@ -142,6 +143,23 @@ def load_rows(settings: EvaluationSettings, split: str, limit: int | None) -> da
     return rows.select(range(min(limit or len(rows), len(rows))))
 
 
+def require_checkpoint(folder: Path) -> None:
+    """Look for the files of a checkpoint, which takes no time.
+
+    Raises:
+        FileNotFoundError: no folder, no configuration or no weights.
+    """
+    if not (folder / "config.json").is_file():
+        inner = folder / "model"
+        hint = f" Did you mean {inner}?" if (inner / "config.json").is_file() else ""
+        raise FileNotFoundError(f"{folder} holds no checkpoint (config.json is missing).{hint}")
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
+        raise FileNotFoundError(
+            f"{folder} holds a configuration but no weights (model.safetensors is missing); train the model, or "
+            "convert a checkpoint into that folder."
+        )
+
+
 def inspect_checkpoint(folder: str | Path, settings: EvaluationSettings, columns: Sequence[str]) -> Checkpoint:
     """What a folder holds, found without loading its weights.
 
@@ -155,18 +173,10 @@ def inspect_checkpoint(folder: str | Path, settings: EvaluationSettings, columns
         EvaluationError: another kind of model, untrained weights, or a task that model or dataset does not have.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        inner = folder / "model"
-        hint = f" Did you mean {inner}?" if (inner / "config.json").is_file() else ""
-        raise FileNotFoundError(f"{folder} holds no checkpoint (config.json is missing).{hint}")
-    if not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
-        raise FileNotFoundError(
-            f"{folder} holds a configuration but no weights (model.safetensors is missing); train the model, or "
-            "convert a checkpoint into that folder."
-        )
+    require_checkpoint(folder)
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, StrictDataclassError) as error:
         raise EvaluationError(f"{folder}/config.json cannot be read: {error}") from error
     if not isinstance(config, AiTConfig | AiTVQVAEConfig | AiTPlainDenseConfig):
         kinds = [AiTConfig.model_type, AiTVQVAEConfig.model_type, AiTPlainDenseConfig.model_type]

@@ -23,7 +23,7 @@ from ...metrics import MAP_METRICS
 from ..run_files import replace_text
 from ..tasks.instance_data import PREFIXES
 from .dense import DenseEvaluation, mean_figures
-from .inputs import Checkpoint, EvaluationError, EvaluationSettings, inspect_checkpoint, load_rows
+from .inputs import Checkpoint, EvaluationError, EvaluationSettings, inspect_checkpoint, load_rows, require_checkpoint
 from .instances import ObjectEvaluation
 
 PACKAGES = ("transformers_ait", "transformers", "accelerate", "datasets", "pycocotools", "faster-coco-eval")
@@ -75,6 +75,8 @@ def run_evaluation(settings: EvaluationSettings) -> list[EvaluationRow]:
         FileNotFoundError: a folder holds no checkpoint, or a file of the dataset is missing.
         RecipeError: a column is missing.
     """
+    for folder in settings.folders:
+        require_checkpoint(Path(folder))  # before data is prepared, which may take hours
     accelerator = _make_accelerator(settings)
     with accelerator.main_process_first():
         rows = load_rows(settings, settings.split, settings.limit)

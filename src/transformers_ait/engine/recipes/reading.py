@@ -51,7 +51,11 @@ def load_recipe(recipe_class: type[Recipe], arguments: Sequence[str]) -> Recipe:
     path = Path(arguments[0])
     if not path.is_file():
         raise FileNotFoundError(f"There is no recipe {path}; recipes are in training/recipes.")
-    values = _parse_yaml(path.read_text(), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is no text in UTF-8 ({error}); give a YAML file.") from error
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise RecipeError(
             f"{path} must hold a mapping of sections (data, optim, run ...), got {type(values).__name__}."
@@ -155,7 +159,8 @@ def run_from_command_line(
         raise SystemExit(2) from error
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str) -> Any:
+    """Values of YAML in which 1e-3 is a number; a RecipeError where it is none."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -173,7 +178,7 @@ def _parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
             if not rest:
                 raise RecipeError(f"--{key} needs a value; write --{key} value.")
             text = rest.pop(0)
-        overrides.append((key, _parse_yaml(text, f"The value of --{key}")))
+        overrides.append((key, parse_yaml(text, f"The value of --{key}")))
     return overrides
 
 
