@@ -1,7 +1,7 @@
 """README and docs as their readers use them: Python runs, command lines are understood, links and extras exist."""
 
 import configparser
-import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +12,7 @@ from PIL import Image
 
 from transformers_ait.cli.train import TASKS
 from transformers_ait.data import render_room
+from transformers_ait.engine.ablation.suite import load_suite
 from transformers_ait.engine.recipes.reading import load_recipe
 from transformers_ait_command import COMMANDS
 
@@ -95,6 +96,12 @@ def understand(words):
             importlib.import_module(PARSERS[module]).build_parser().parse_args(rest)
         case ["python", script, *rest] if found := re.fullmatch(r"training/run_(\w+)\.py", script):
             understand(["transformers-ait", "train", found[1], *rest])
+        case ["python", "training/ablate.py", *rest]:
+            spec = importlib.util.spec_from_file_location("ablate", ROOT / "training/ablate.py")
+            ablate = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(ablate)
+            for suite in ablate.build_parser().parse_args(rest).suites:
+                load_suite(ROOT / suite)
         case ["python", script, *_]:
             assert (ROOT / script).is_file(), script
         case _:
@@ -126,6 +133,8 @@ def merged(base, changes):
         "python training/run_depth.py training/recipes/nothing.yaml",
         "python training/run_depth.py training/recipes/depth-base.yaml --optim.nothing 1",
         "python training/nothing.py",
+        "python training/ablate.py training/suites/nothing.yaml",
+        "python training/ablate.py --nothing",
         'pip install -e ".[nothing]"',
         "make nothing",
         "rm photo.jpg",

@@ -1,0 +1,1 @@
+"""Ablations: suites of variants over recipes, run once each by content, and tables with intervals of them."""
