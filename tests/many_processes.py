@@ -26,27 +26,42 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from transformers_ait import AiTVQVAEConfig, AiTVQVAEModel
+from transformers_ait import (
+    AiTPlainDenseConfig,
+    AiTPlainDenseModel,
+    AiTVQVAEConfig,
+    AiTVQVAEModel,
+    DenseDecoderConfig,
+    DenseDecoderModel,
+    describe_teacher,
+)
 from transformers_ait.distributed_ait import mean_over_processes
 from transformers_ait.engine.loop.processes import make_accelerator
 from transformers_ait.engine.loop.sampling import SeededSamples, process_share
 from transformers_ait.engine.loop.trainer import train
+from transformers_ait.engine.recipes.dense_decoder import DenseDecoderRecipe
 from transformers_ait.engine.recipes.reading import build_recipe
 from transformers_ait.engine.recipes.scripts import DenseRecipe, InstanceRecipe, VQVAERecipe
 from transformers_ait.engine.reporting.log import LOG_FILE, read_log
 from transformers_ait.engine.tasks.dense import DenseTask, build_dense_model
 from transformers_ait.engine.tasks.dense_data import DenseRows
+from transformers_ait.engine.tasks.dense_decoder import DenseDecoderTask
 from transformers_ait.engine.tasks.instance_data import InstanceRows, evaluate_objects
 from transformers_ait.engine.tasks.instances import InstanceTask, build_instance_model
 from transformers_ait.engine.tasks.vqvae import VQVAEMapTask, VQVAEMaskTask
 from transformers_ait.map_kinds_ait import MAP_KINDS
 from transformers_ait.metrics import depth_metrics_per_image
+from transformers_ait.teachers_ait import PlainTaskModel
 
 SIDE, HEIGHT, WIDTH = 32, 32, 40
 NAMES = ["cup", "dog", "chair"]
 WAYS = {"one": (1, 4), "two": (2, 2), "accumulated": (1, 1)}
 """How: processes, and samples per forward pass; a step has 4 samples everywhere."""
-CASES = ("vqvae-depth", "vqvae-classes", "vqvae-masks", "depth", "depth-soft", "dense", "detection", "instance")
+CASES = (
+    *("vqvae-depth", "vqvae-classes", "vqvae-masks", "dense-decoder"),
+    *("depth", "depth-soft", "dense", "detection", "instance"),
+)
+TOKENIZERS = CASES[:4]
 BACKBONE = {
     "model_type": "ait_swinv2",
     "embed_dim": 8,
@@ -154,6 +169,8 @@ def make_task(case, data, tokenizer, folder, micro_batch):
         with torch.no_grad():
             model.decoder.output.bias += 2 if kind == "depth" else 0  # metres; less than nothing is all the same
         return its, task_class(model, *rows, its)
+    if case == "dense-decoder":
+        return dense_decoder_task(data, folder, micro_batch)
     if case.startswith("d") and case != "detection":
         tasks = list(KINDS) if case == "dense" else ["depth"]
         bins = {"depth": {"num_codes": 8}, "normals": {"num_codes": 9}, "classes": {"num_channels": 5}}
@@ -165,6 +182,21 @@ def make_task(case, data, tokenizer, folder, micro_batch):
     model = {"config": config, "mask_tokenizer": str(tokenizer) if case == "instance" else None}
     its = recipe(InstanceRecipe, folder, micro_batch, model=model, augmentation={"scale": [0.8, 1.2]})
     return its, InstanceTask(build_instance_model(its.model, NAMES), case, *data[1], its)
+
+
+def dense_decoder_task(data, folder, micro_batch):
+    """Recipe and task of a dense decoder, with a codebook of moving averages, which processes share."""
+    task = {"name": "depth", "kind": "depth"}
+    plain = AiTPlainDenseConfig(backbone_config=BACKBONE, dense_tasks=[task], image_size=SIDE, hidden_size=8)
+    teacher = PlainTaskModel(AiTPlainDenseModel(plain).eval())
+    sizes = {"hidden_size": 8, "num_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "num_groups": 2}
+    sizes |= {"downsample_ratio": 8, "num_codes": 8, "code_dim": 4, "dropout": 0.0, "codebook_update": "ema"}
+    config = DenseDecoderConfig(**describe_teacher(teacher, SIDE), **sizes, backbone_config=BACKBONE)
+    model = DenseDecoderModel(config)
+    model.load_head(teacher)
+    its = recipe(DenseDecoderRecipe, folder, micro_batch, model={"teacher": "none"})
+    train_rows, eval_rows = dense_rows(data[0], []), dense_rows(data[0], ["depth"])
+    return its, DenseDecoderTask(model, teacher, train_rows[0], eval_rows[1], its)
 
 
 @contextmanager
@@ -209,7 +241,7 @@ def run_case(case, data, tokenizer, folder, micro_batch, planted):
     if accelerator.is_main_process:
         result["log"] = read_log(folder / LOG_FILE)
         weights = load_file(model / "model.safetensors")
-        result["codebook"] = {name: x for name, x in weights.items() if "quantizer." in name and "vqvae" in case}
+        result["codebook"] = {name: x for name, x in weights.items() if "quantizer." in name and case in TOKENIZERS}
         torch.save(result, folder.with_suffix(".pt"))
     accelerator.wait_for_everyone()
 

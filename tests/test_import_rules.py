@@ -23,6 +23,7 @@ LEVELS = (
         "outputs_ait",
         "distributed_ait",
         "mask_geometry_ait",
+        "image_bands_ait",
         "image_windows_ait",
         "image_settings_ait",
         "configuration_checks_ait",
@@ -66,6 +67,11 @@ WITHOUT_MODELS = {"data": {"mask_geometry_ait", "map_kinds_ait"}, "metrics": {"m
 ENGINE_ORDER = ("run_files", "recipes", "reporting", "loop", "tasks", "evaluation", "ablation")
 
 REQUIREMENTS = {"torch", "torchvision", "transformers", "timm", "numpy", "PIL", "huggingface_hub", "safetensors"}
+# Of the standard library, what runs other programs or code, or reaches over the network, has no place in remote code.
+REFUSED = {"ctypes", "ftplib", "http", "marshal", "multiprocessing", "runpy", "shelve", "socket", "subprocess"}
+REFUSED |= {"code", "smtplib", "socketserver", "ssl", "urllib", "webbrowser", "xmlrpc"}
+# Modules that are looked for at run time, under a constant name; without them the call says what to install.
+OPTIONAL = {"pycocotools.mask"}
 # What transformers' dynamic module loader takes for a relative import, wherever it stands.
 LOADER_PATTERN = re.compile(r"^\s*(?:import\s+\.(\S+)\s*$|from\s+\.(\S+)\s+import)", re.MULTILINE)
 
@@ -113,13 +119,30 @@ def remote_code_violations(source):
             found.append(f"absolute import of the package: {module}")
         if dots == 0 and root not in REQUIREMENTS | sys.stdlib_module_names | {"transformers_ait"}:
             found.append(f"becomes an install requirement: {module}")
+        if dots == 0 and root in REFUSED:
+            found.append(f"reaches beyond its own: {module}")
         if "*" in names:
             found.append(f"star import of {module}")
+    found += [f"runs or imports what is not written: {call}" for call in dynamic_code(source)]
     written = sorted(module for dots, module, _ in imports(source) if dots == 1 and module)
     seen = sorted(a or b for a, b in LOADER_PATTERN.findall(source))
     if written != seen:
         found.append(f"the loader sees imports of {seen}, the code has {written}")
     return found
+
+
+def dynamic_code(source):
+    """Calls that import by a name, or run text."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        is_method = isinstance(node.func, ast.Attribute) and name in ("eval", "compile")  # of models, and `re`
+        if name not in ("import_module", "__import__", "exec", "eval", "compile") or is_method:
+            continue
+        first = node.args[0] if node.args else None
+        if name != "import_module" or not isinstance(first, ast.Constant) or first.value not in OPTIONAL:
+            yield ast.unparse(node)
 
 
 def level_violations(name, source):
@@ -251,6 +274,10 @@ def test_upward_imports_are_noticed(name, line):
         "import pycocotools",
         '"""Usage:\n\n    from .modeling_ait import AiTModel\n"""',
         "from .attention_ait import *",
+        "import subprocess",
+        "from urllib.request import urlopen",
+        "import importlib\nimportlib.import_module(name)",
+        "exec(text)",
     ],
 )
 def test_what_breaks_remote_code_is_noticed(source):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from transformers_ait import AiTVQVAEConfig, AiTVQVAEModel
-from transformers_ait.vector_quantizer import VectorQuantizer
+from transformers_ait.vector_quantizer import VectorQuantizer, code_usage
 
 BUFFERS = ("codebook", "ema_cluster_size", "ema_sums")
 
@@ -184,3 +184,27 @@ def test_two_processes_hold_the_codebook_of_one(tmp_path):
         assert not torch.allclose(half[name], whole[name], atol=1e-3), (
             f"{name}: half the batch must not pass for all of it"
         )
+
+
+def test_a_learned_codebook_is_moved_by_its_gradient_alone():
+    quantizer = VectorQuantizer(7, 3, learned=True).train()
+    torch.nn.init.normal_(quantizer.codebook)
+    torch.nn.init.zeros_(quantizer.ema_cluster_size)
+    assert set(quantizer.state_dict()) == {"codebook", "ema_cluster_size"}
+    vectors, before = torch.randn(20, 3, requires_grad=True), quantizer.codebook.detach().clone()
+    straight_through, quantized, codes = quantizer(vectors)
+    assert torch.equal(quantizer.codebook, before) and quantizer.ema_cluster_size.sum() > 0
+    assert torch.equal(quantized, before[codes])
+    (gradient,) = torch.autograd.grad(straight_through.sum(), vectors, retain_graph=True)
+    assert torch.equal(gradient, torch.ones_like(vectors))
+    (gradient,) = torch.autograd.grad(quantized.sum(), quantizer.codebook)
+    assert torch.equal(gradient[:, 0], torch.bincount(codes, minlength=7).float())
+    assert quantizer.restart_dead_codes(vectors.detach(), min_cluster_size=1e3) == 7
+
+
+def test_usage_counts_codes_and_weighs_their_frequencies():
+    used, perplexity = code_usage(torch.tensor([[0, 0, 3], [3, 5, 5]]), num_codes=12)
+    assert used.item() == pytest.approx(3 / 12) and perplexity.item() == pytest.approx(3)
+    used, perplexity = code_usage(torch.tensor([1, 1, 1, 2]), num_codes=4)
+    assert used.item() == pytest.approx(0.5)
+    assert perplexity.item() == pytest.approx(np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25)))

@@ -31,6 +31,7 @@ from .configuration_ait import (
 from .configuration_hourglass_pose import HourglassPoseConfig
 from .configuration_plain_dense import AiTPlainDenseConfig
 from .configuration_token_decoder import AiTTokenDecoderConfig
+from .configuration_unipixtask import DenseDecoderConfig
 from .hourglass import Hourglass
 from .hourglass_images import HourglassHandle, add_hourglass
 from .image_processing_ait_dense import AiTDenseImageProcessor
@@ -41,12 +42,14 @@ from .modeling_ait_base import AiTModel
 from .modeling_ait_swinv2 import AiTSwinV2Backbone
 from .modeling_ait_vqvae import AiTVQVAEModel, AiTVQVAEOutput
 from .modeling_bin_tokenizer import AiTBinTokenizer, AiTBinTokenizerOutput
+from .modeling_dense_decoder import DenseDecoderModel, DenseDecoderOutput
 from .modeling_hourglass_pose import HourglassForPoseLifting, HourglassPoseOutput
 from .modeling_plain_dense import AiTPlainDenseModel
 from .outputs_ait import AiTModelOutput, AiTOutput
 from .paligemma_tokens import PaliGemmaDetection, format_detections, from_instances, parse_detections, to_instances
 from .processing_hourglass_pose import HourglassPoseProcessor
 from .remote_code import save_with_code
+from .teacher_loading_ait import describe_teacher, load_task_model
 from .token_vocabulary import TokenVocabulary
 
 __version__ = "0.1.0"
@@ -72,6 +75,9 @@ __all__ = [
     "AiTVQVAEConfig",
     "AiTVQVAEModel",
     "AiTVQVAEOutput",
+    "DenseDecoderConfig",
+    "DenseDecoderModel",
+    "DenseDecoderOutput",
     "Hourglass",
     "HourglassForPoseLifting",
     "HourglassHandle",
@@ -82,8 +88,10 @@ __all__ = [
     "TokenVocabulary",
     "add_hourglass",
     "contiguous_categories",
+    "describe_teacher",
     "format_detections",
     "from_instances",
+    "load_task_model",
     "parse_detections",
     "save_with_code",
     "to_instances",
@@ -95,6 +103,7 @@ for _config_class, _model_class in (
     (AiTBinTokenizerConfig, AiTBinTokenizer),
     (AiTSwinV2Config, AiTSwinV2Backbone),
     (AiTPlainDenseConfig, AiTPlainDenseModel),
+    (DenseDecoderConfig, DenseDecoderModel),
     (HourglassPoseConfig, HourglassForPoseLifting),
 ):
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Codebook with nearest-code assignment, hard and soft lookup, and exponential-moving-average training."""
+"""Codebook with nearest-code assignment, hard and soft lookup, trained by moving averages or by its gradient."""
 
 import torch
 import torch.nn.functional as F
@@ -8,37 +8,46 @@ from .distributed_ait import broadcast_from_first, sum_over_processes
 
 
 class VectorQuantizer(nn.Module):
-    """VQ codebook trained by moving averages instead of gradients (van den Oord et al. 2017, appendix A.1).
+    """VQ codebook, trained by moving averages (van den Oord et al. 2017, appendix A.1) or by gradients (section 3.2).
 
     Args:
         num_codes: codebook size K.
         code_dim: width D of a code vector.
-        decay: decay of both moving averages.
+        decay: decay of the moving averages.
         epsilon: Laplace smoothing of the cluster sizes.
+        learned: the codebook is a parameter, which a codebook loss on the code vectors moves; only the cluster sizes
+            are averaged then.
 
     Attributes:
         deferred: in training mode collect statistics and leave the codebook to `apply_update`; for gradient
             accumulation, where one update must see several forward passes. Otherwise every forward pass updates.
 
     Buffers:
-        codebook: (K, D), the code vectors.
+        codebook: (K, D), the code vectors; a parameter where they are learned.
         ema_cluster_size: (K,), smoothed moving average of the number of vectors assigned to each code.
-        ema_sums: (K, D), moving average of the sums of those vectors.
+        ema_sums: (K, D), moving average of the sums of those vectors; not where the codebook is learned.
     """
 
     codebook: Tensor
     ema_cluster_size: Tensor
     ema_sums: Tensor
 
-    def __init__(self, num_codes: int, code_dim: int, decay: float = 0.99, epsilon: float = 1e-5):
+    def __init__(
+        self, num_codes: int, code_dim: int, decay: float = 0.99, epsilon: float = 1e-5, learned: bool = False
+    ):
         super().__init__()
+        self.learned = learned
         self.decay = decay
         self.epsilon = epsilon
         self.deferred = False
         self._collected: list[tuple[Tensor, Tensor]] = []
-        self.register_buffer("codebook", torch.empty(num_codes, code_dim))
+        if learned:
+            self.codebook = nn.Parameter(torch.empty(num_codes, code_dim))
+        else:
+            self.register_buffer("codebook", torch.empty(num_codes, code_dim))
         self.register_buffer("ema_cluster_size", torch.empty(num_codes))
-        self.register_buffer("ema_sums", torch.empty(num_codes, code_dim))
+        if not learned:
+            self.register_buffer("ema_sums", torch.empty(num_codes, code_dim))
 
     @property
     def num_codes(self) -> int:
@@ -56,7 +65,7 @@ class VectorQuantizer(nn.Module):
         """
         with torch.autocast(vectors.device.type, enabled=False):
             flat = vectors.detach().reshape(-1, vectors.shape[-1]).float()
-            codes = self.codebook.float()
+            codes = self.codebook.detach().float()
             distance = flat.square().sum(1, keepdim=True) - 2 * flat @ codes.T + codes.square().sum(1)
             return distance.argmin(dim=1).view(vectors.shape[:-1])
 
@@ -85,8 +94,9 @@ class VectorQuantizer(nn.Module):
     def apply_update(self) -> None:
         """Move the codebook towards the vectors collected since the last update; nothing happens without any.
 
-        Counts and sums are added up over all processes, so that every process holds the codebook that one process
-        with the whole batch would hold.
+        A learned codebook is the optimiser's to move; its cluster sizes are averaged all the same. Counts and sums are
+        added up over all processes, so that every process holds the codebook that one process with the whole batch
+        would hold.
         """
         if not self._collected:
             return
@@ -97,6 +107,8 @@ class VectorQuantizer(nn.Module):
         # The smoothed sizes are what the buffer keeps: the next update decays them, not the raw ones.
         size = (size + self.epsilon) / (total + self.num_codes * self.epsilon) * total
         self.ema_cluster_size.copy_(size)
+        if self.learned:
+            return
         self.ema_sums.lerp_(sums, 1 - self.decay)
         self.codebook.copy_(self.ema_sums / size.unsqueeze(1))
 
@@ -121,7 +133,8 @@ class VectorQuantizer(nn.Module):
         picks = torch.randint(len(vectors), (len(dead),), generator=generator).to(vectors.device)
         chosen = broadcast_from_first(vectors[picks].to(self.codebook.dtype))
         self.codebook[dead] = chosen
-        self.ema_sums[dead] = chosen
+        if not self.learned:
+            self.ema_sums[dead] = chosen
         self.ema_cluster_size[dead] = 1.0
         return len(dead)
 
@@ -132,8 +145,8 @@ class VectorQuantizer(nn.Module):
             vectors: (..., D).
 
         Returns:
-            The quantised vectors with a straight-through gradient (..., D), the code vectors without gradient (..., D),
-            and the codes (...).
+            The quantised vectors with a straight-through gradient to `vectors` (..., D); the code vectors (..., D),
+            whose gradient goes to the codebook where that is learned; and the codes (...).
         """
         codes = self.assign(vectors)
         quantized = self.lookup(codes).to(vectors.dtype)
@@ -142,3 +155,23 @@ class VectorQuantizer(nn.Module):
             if not self.deferred:
                 self.apply_update()
         return vectors + (quantized - vectors).detach(), quantized, codes
+
+
+def code_usage(codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """Share of the codebook that is used, and perplexity, of codes.
+
+    The perplexity is the exponential of the entropy of the codes' frequencies: the number of codes, if all that occur
+    were equally frequent.
+
+    Args:
+        codes: (...) int64, at least one.
+        num_codes: codebook size K.
+
+    Returns:
+        A share in (0, 1] and a number in [1, K], scalars.
+    """
+    counts = torch.zeros(num_codes, device=codes.device).index_add_(
+        0, codes.flatten(), torch.ones(codes.numel(), device=codes.device)
+    )
+    frequencies = counts / counts.sum()
+    return (counts > 0).float().mean(), torch.special.entr(frequencies).sum().exp()

@@ -4,10 +4,12 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..engine.recipes.dense_decoder import DenseDecoderRecipe
 from ..engine.recipes.joint import JointRecipe
 from ..engine.recipes.reading import run_from_command_line
 from ..engine.recipes.scripts import DenseRecipe, DepthRecipe, InstanceRecipe, VQVAERecipe
 from ..engine.tasks.dense import train_dense
+from ..engine.tasks.dense_decoder import train_dense_decoder
 from ..engine.tasks.instances import train_instance
 from ..engine.tasks.joint import train_joint
 from ..engine.tasks.pose import PoseRecipe, train_pose
@@ -15,6 +17,11 @@ from ..engine.tasks.vqvae import train_vqvae
 
 TASKS: dict[str, tuple[type[Any], Callable[[Any], Any], str]] = {
     "vqvae": (VQVAERecipe, train_vqvae, "A tokenizer of maps of one kind, or of instance masks."),
+    "dense_decoder": (
+        DenseDecoderRecipe,
+        train_dense_decoder,
+        "A tokenizer that looks at the image (UniPixTask), by a trained task model.",
+    ),
     "dense": (DenseRecipe, train_dense, "One model for any set of dense tasks."),
     "depth": (DepthRecipe, train_dense, "The task-solver for depth."),
     "instance": (InstanceRecipe, train_instance, "The task-solver for detection or instance segmentation."),

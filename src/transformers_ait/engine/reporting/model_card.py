@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel
 
+from ...modeling_dense_decoder import DenseDecoderModel
 from ...modeling_plain_dense import AiTPlainDenseModel
 from ..recipes.reading import recipe_dict
 from ..recipes.tokenizers import INSTANCE_TASK
@@ -24,14 +25,16 @@ CARD_FILE = "README.md"
 PLACEHOLDER = "PATH/TO/"
 _SCRIPTS = {
     "VQVAERecipe": "run_vqvae.py",
+    "DenseDecoderRecipe": "run_dense_decoder.py",
     "DenseRecipe": "run_dense.py",
     "DepthRecipe": "run_depth.py",
     "InstanceRecipe": "run_instance.py",
     "JointRecipe": "run_joint.py",
 }
-_STARTS = ("backbone_weights", "initialize_from", "finetune", "depth_tokenizer", "mask_tokenizer")
+_STARTS = ("backbone_weights", "initialize_from", "finetune", "depth_tokenizer", "mask_tokenizer", "teacher")
 _SECTIONS = ("data", "instance_data", "depth_data")
 _PAPER = '"All in Tokens", [arXiv 2301.02229](https://arxiv.org/abs/2301.02229)'
+_DENSE_DECODER_PAPER = '"Unifying Pixel-Labeling Vision Tasks by Sequence Modeling", a TMLR submission'
 
 
 @dataclass(frozen=True)
@@ -193,9 +196,27 @@ def _is_plain(model: PreTrainedModel) -> bool:
     return isinstance(model, AiTPlainDenseModel)
 
 
+def _is_dense_decoder(model: PreTrainedModel) -> bool:
+    return isinstance(model, DenseDecoderModel)
+
+
 def _introduction(model: PreTrainedModel, recipe: Any) -> str:
     tasks = _tasks(model)
     size = f"- size: {sum(x.numel() for x in model.parameters()):,} parameters"
+    if _is_dense_decoder(model):
+        words, config = _KINDS[model.config.kind.name], model.config
+        return "\n".join(
+            [
+                f"Dense decoder of UniPixTask for {words.name or 'maps of values'} ({_DENSE_DECODER_PAPER}): images to "
+                "codes, codes to maps through the frozen head of a trained task model.",
+                "",
+                f"- input: {config.image_size} x {config.image_size}",
+                *_tokenizer_lines(model)[1:],
+                f"- teacher: `{portable(config.teacher_name)}`, {config.teacher_config['model_type']}, fingerprint "
+                f"{config.teacher_fingerprint[:12]}",
+                size,
+            ]
+        )
     if not tasks:
         words = _KINDS[model.config.kind.name]
         return "\n".join(
@@ -256,7 +277,9 @@ def _usage(model: PreTrainedModel) -> str:
     """Code that runs in the model's folder, where there is a photo.jpg."""
     config, tasks = model.config, _tasks(model)
     piped = [] if _is_plain(model) else [task for task in tasks if _words(model, task).pipeline]
-    if tasks:
+    if _is_dense_decoder(model):
+        lines = _usage_of_dense_decoder()
+    elif tasks:
         lines = ["import transformers_ait", "from transformers import pipeline"] if piped else []
         for task in piped:
             words = _words(model, task)
@@ -273,6 +296,19 @@ def _usage(model: PreTrainedModel) -> str:
             f"maps = tokenizer.decode(tokenizer.encode(torch.rand({shape})))",
         ]
     return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _usage_of_dense_decoder() -> list[str]:
+    return [
+        "from PIL import Image",
+        "from transformers_ait import AiTDenseImageProcessor, DenseDecoderModel",
+        'model = DenseDecoderModel.from_pretrained(".")',
+        'processor = AiTDenseImageProcessor.from_pretrained(".")',
+        'image = Image.open("photo.jpg").convert("RGB")',
+        'views = processor(image, return_tensors="pt")["pixel_values"].flatten(0, -4)  # windows of the image',
+        "codes = model.encode(views)",
+        "maps = model.decode(codes)  # of each window, in tokenizer form",
+    ]
 
 
 def _usage_of_maps(model: PreTrainedModel, tasks: list[str]) -> list[str]:
@@ -398,7 +434,13 @@ def _limits(model: PreTrainedModel, recipe: Any, facts: RunFacts) -> str:
         for name, limit in limits.items()
         if limit is not None and facts.metrics
     ]
-    if not _tasks(model):
+    if _is_dense_decoder(model):
+        lines.append(
+            "- It looks at the image, so its numbers are a prediction's; `agreement_` ones measure it against its "
+            "teacher, `teacher_` ones the teacher against the labels. A sequence learner that predicts its codes stays "
+            "below it."
+        )
+    elif not _tasks(model):
         lines.append(
             "- A tokenizer predicts nothing: the numbers are of true maps after encoding and decoding, the ceiling "
             "that it sets to a task-solver."

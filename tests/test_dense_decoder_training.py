@@ -1,0 +1,172 @@
+"""Training of dense decoders by a teacher, without labels: a folder of pictures is enough."""
+
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from transformers import AutoModel, ResNetConfig
+
+from transformers_ait import AiTDenseImageProcessor, AiTPlainDenseConfig, AiTPlainDenseModel, DenseDecoderModel
+from transformers_ait.engine.recipes.dense_decoder import DenseDecoderRecipe
+from transformers_ait.engine.recipes.reading import RecipeError, build_recipe, run_from_command_line
+from transformers_ait.engine.reporting.log import LOG_FILE, read_log
+from transformers_ait.engine.tasks.dense_decoder import train_dense_decoder
+from transformers_ait.teacher_loading_ait import fingerprint, load_task_model
+
+TASKS = ({"name": "depth", "kind": "depth"}, {"name": "semantic", "kind": "classes", "class_names": ["wall", "floor"]})
+CONFIG = {
+    "downsample_ratio": 8,
+    "num_codes": 8,
+    "code_dim": 4,
+    "hidden_size": 8,
+    "num_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "num_groups": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """Folder of a plain decoder with random weights, normalised as its image processor says."""
+    torch.manual_seed(0)
+    backbone = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", out_indices=[1, 2]
+    )
+    config = AiTPlainDenseConfig(backbone_config=backbone, dense_tasks=TASKS, image_size=32, hidden_size=8)
+    folder = tmp_path_factory.mktemp("teacher")
+    AiTPlainDenseModel(config).save_pretrained(folder)
+    normalization = {"do_normalize": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    AiTDenseImageProcessor(
+        map_kinds={"depth": "depth"}, size={"height": 32, "width": 32}, **normalization
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of pictures, and nothing else."""
+    folder, generator = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for number in range(6):
+        pixels = generator.integers(0, 256, (36, 40 + 4 * (number == 0), 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def recipe_of(teacher, pictures, folder, **model):
+    return {
+        "model": {"teacher": str(teacher), "backbone_from_teacher": True, "config": CONFIG, **model},
+        "data": {
+            "dataset": "imagefolder",
+            "options": {"data_dir": str(pictures), "cache_dir": str(folder / "cache")},
+            "eval_split": "train[:3]",
+        },
+        "optim": {"lr": 1e-3, "schedule": {"name": "constant"}},
+        "run": {
+            "output": str(folder / "run"),
+            "steps": 2,
+            "batch_size": 4,
+            "log_every": 1,
+            "checkpoint_every": 1,
+            "panels": 1,
+        },
+    }
+
+
+def train_of(values, **run):
+    return train_dense_decoder(build_recipe(DenseDecoderRecipe, values | {"run": values["run"] | run}, "test"))
+
+
+@pytest.fixture(scope="module")
+def trained(teacher, pictures, tmp_path_factory):
+    """Folder of a model that was trained on pictures alone."""
+    root = tmp_path_factory.mktemp("trained")
+    values = recipe_of(teacher, pictures, root, teacher_task="semantic") | {"restart": {"every": 1, "until": 1.0}}
+    return train_of(values)
+
+
+def test_a_folder_of_pictures_and_a_teacher_are_enough(teacher, trained):
+    log = read_log(trained.parent / LOG_FILE)
+    assert {"features", "codebook", "commitment", "codes_used", "perplexity"} <= log[0].keys()
+    figures = json.loads((trained.parent / "metrics.json").read_text())
+    assert {"agreement_miou", "feature_error", "codes_used", "perplexity"} <= figures.keys()
+    assert not {"miou", "teacher_miou"} & figures.keys(), "there are no labels to measure against"
+    assert 1 <= figures["perplexity"] <= 8 and 0 < figures["codes_used"] <= 1
+    model = AutoModel.from_pretrained(trained)
+    assert isinstance(model, DenseDecoderModel) and model.config.class_names == ["wall", "floor"]
+    assert model.config.teacher_name == str(teacher) and list(model.config.image_mean) == [0.5] * 3
+    known = load_task_model(str(teacher), task="semantic")
+    assert model.config.teacher_fingerprint == fingerprint(known)
+    for name, weight in model.head.model.state_dict().items():
+        assert torch.equal(weight, known.model.state_dict()[name]), "the task head is frozen"
+    first = "embedder.embedder.convolution.weight"
+    assert not torch.equal(model.encoder.backbone.state_dict()[first], known.backbone.state_dict()[first])
+    Image.new("RGB", (48, 32)).save(trained / "photo.jpg")
+    names: dict = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(trained)
+        exec(re.search("```python\n(.*?)\n```", (trained / "README.md").read_text(), re.S)[1], names)
+    assert names["maps"].shape[1:] == (2, 32, 32)
+
+
+def test_a_run_is_not_resumed_with_another_teacher(teacher, trained, tmp_path):
+    values = yaml.safe_load((trained.parent / "recipe.yaml").read_text())
+    assert values["model"]["teacher_fingerprint"] == fingerprint(load_task_model(str(teacher)))
+    other = AiTPlainDenseModel.from_pretrained(teacher)
+    with torch.no_grad():
+        next(other.backbone.parameters()).add_(1e-3)
+    other.save_pretrained(tmp_path)
+    values["model"]["teacher"] = str(tmp_path)
+    with pytest.raises(RecipeError, match="has changed: its fingerprint"):
+        train_of(values, resume=True)
+    values["model"]["teacher_fingerprint"] = None
+    with pytest.raises(RecipeError, match="other values of .*model.teacher_fingerprint"):
+        train_of(values, resume=True)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_to_the_same_weights(teacher, pictures, tmp_path):
+    whole = train_of(recipe_of(teacher, pictures, tmp_path / "whole"))
+    values = recipe_of(teacher, pictures, tmp_path / "parts")
+    train_of(values)
+    shutil.rmtree(tmp_path / "parts" / "run" / "checkpoints" / "step-00000002")
+    again = train_of(values, resume=True)
+    first, second = (DenseDecoderModel.from_pretrained(folder).state_dict() for folder in (whole, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"teacher": "nowhere"}, ["model.teacher 'nowhere' cannot be loaded"]),
+        ({"teacher_task": "heights"}, ["model.teacher", "'heights'", "'semantic'"]),
+        ({"config": CONFIG | {"image_size": 48}}, ["image_size 32"]),
+        ({"config": CONFIG | {"num_channels": 1}}, ["model.config must leave ['num_channels'] out"]),
+        ({"backbone_weights": "x.pth"}, ["leave backbone_weights and config"]),
+        ({"image_mean": [0.5] * 3}, ["image_mean and image_std must both be given"]),
+    ],
+)
+def test_bad_recipes_end_with_one_line(teacher, pictures, tmp_path, monkeypatch, capsys, changes, words):
+    values = recipe_of(teacher, pictures, tmp_path)
+    values["model"] |= changes
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(sys, "argv", ["run", str(tmp_path / "r.yaml")])
+    with pytest.raises(SystemExit):
+        run_from_command_line(DenseDecoderRecipe, train_dense_decoder, "help")
+    said = capsys.readouterr().err
+    assert all(word in said for word in words), said
+    assert not (tmp_path / "run").exists()
