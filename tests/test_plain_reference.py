@@ -7,7 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from transformers_ait.conversion import plain
+from transformers_ait.conversion.plain.backbone import plain_backbone
+from transformers_ait.conversion.plain.decoder import plain_decoder_logits, plain_encoder_memory, plain_sine_table
+from transformers_ait.conversion.plain.layers import select
+from transformers_ait.conversion.plain.prediction import (
+    plain_decode_depth,
+    plain_decode_objects,
+    plain_depth_from_logits,
+    plain_depth_inputs,
+    plain_depth_losses,
+    plain_depth_protocol,
+    plain_predict_depth,
+)
+from transformers_ait.conversion.plain.vqvae import plain_vqvae_decode, plain_vqvae_encode, plain_vqvae_training_forward
 
 GOLDENS = Path(__file__).parent / "goldens"
 DEPTH = ["depth_ar_soft", "depth_ar_hard", "depth_parallel"]
@@ -23,7 +35,7 @@ def golden():
         if name not in loaded:
             stored = load_file(GOLDENS / f"{name}.safetensors")
             figures = json.loads((GOLDENS / f"{name}.json").read_text())
-            loaded[name] = stored, figures, plain.select(stored, "state_dict.")
+            loaded[name] = stored, figures, select(stored, "state_dict.")
         return loaded[name]
 
     return load
@@ -38,7 +50,7 @@ def deviation(actual: torch.Tensor, expected: torch.Tensor) -> float:
 @torch.no_grad()
 def test_backbone_feature(golden, name):
     stored, figures, weights = golden(name)
-    feature = plain.plain_backbone(weights, figures["config"], stored["pixel_values"])
+    feature = plain_backbone(weights, figures["config"], stored["pixel_values"])
     assert deviation(feature, stored["backbone_feature"]) < 1e-4
 
 
@@ -47,7 +59,7 @@ def test_backbone_feature(golden, name):
 def test_sine_table_is_the_stored_buffer(golden, name):
     _, figures, weights = golden(name)
     transformer = figures["config"]["transformer"]
-    table = plain.plain_sine_table(transformer["n_rows"], transformer["n_cols"], transformer["d_model"])
+    table = plain_sine_table(transformer["n_rows"], transformer["n_cols"], transformer["d_model"])
     assert deviation(table, weights["transformer.enc_embed"].flatten(0, 2)) < 1e-6
 
 
@@ -56,14 +68,12 @@ def test_sine_table_is_the_stored_buffer(golden, name):
 def test_depth_memory_codes_and_teacher_forced_logits(golden, name):
     stored, figures, weights = golden(name)
     config = figures["config"]
-    memory = plain.plain_encoder_memory(weights, config, stored["backbone_feature"])
+    memory = plain_encoder_memory(weights, config, stored["backbone_feature"])
     assert deviation(memory, stored["encoder_memory"]) < 1e-4
-    vqvae = plain.select(weights, "depth_head.vqvae.")
-    codes = plain.plain_vqvae_encode(vqvae, stored["depth_gt"][:, None], use_norm=False).flatten(1)
+    vqvae = select(weights, "depth_head.vqvae.")
+    codes = plain_vqvae_encode(vqvae, stored["depth_gt"][:, None], use_norm=False).flatten(1)
     assert torch.equal(codes, stored["target_tokens"])
-    logits = plain.plain_decoder_logits(
-        weights, config, memory, task_id=2, inputs=plain.plain_depth_inputs(weights, config, codes)
-    )
+    logits = plain_decoder_logits(weights, config, memory, task_id=2, inputs=plain_depth_inputs(weights, config, codes))
     assert deviation(logits, stored["teacher_forced_logits"]) < 1e-4
 
 
@@ -72,7 +82,7 @@ def test_depth_memory_codes_and_teacher_forced_logits(golden, name):
 @torch.no_grad()
 def test_depth_decoding(golden, name, cached):
     stored, figures, weights = golden(name)
-    codes, logits = plain.plain_decode_depth(weights, figures["config"], stored["encoder_memory"], cached)
+    codes, logits = plain_decode_depth(weights, figures["config"], stored["encoder_memory"], cached)
     assert torch.equal(codes, stored["generated_tokens"])
     assert deviation(logits, stored["generated_token_logits"]) < 1e-4
 
@@ -82,8 +92,8 @@ def test_depth_decoding(golden, name, cached):
 def test_parallel_loop_is_one_decoder_pass(golden, name):
     stored, figures, weights = golden(name)
     config, codes = figures["config"], stored["generated_tokens"]
-    inputs = plain.plain_depth_inputs(weights, config, codes)
-    one_pass = plain.plain_decoder_logits(weights, config, stored["encoder_memory"], 2, inputs)[..., 64:80]
+    inputs = plain_depth_inputs(weights, config, codes)
+    one_pass = plain_decoder_logits(weights, config, stored["encoder_memory"], 2, inputs)[..., 64:80]
     same = deviation(one_pass, stored["generated_token_logits"]) < 1e-4
     assert same == (name != "depth_ar_soft")  # soft feedback is no teacher forcing
 
@@ -92,9 +102,9 @@ def test_parallel_loop_is_one_decoder_pass(golden, name):
 @torch.no_grad()
 def test_predicted_depth(golden, name):
     stored, figures, weights = golden(name)
-    window = plain.plain_predict_depth(weights, figures["config"], stored["pixel_values"])
+    window = plain_predict_depth(weights, figures["config"], stored["pixel_values"])
     assert deviation(window, stored["predicted_depth_window"]) < 1e-4
-    protocol = plain.plain_depth_protocol(weights, figures["config"], stored["wide_pixel_values"])
+    protocol = plain_depth_protocol(weights, figures["config"], stored["wide_pixel_values"])
     assert deviation(protocol, stored["predicted_depth_protocol"]) < 1e-4
 
 
@@ -103,10 +113,8 @@ def test_depth_losses_and_gradients(golden, name):
     stored, figures, weights = golden(name)
     config = figures["config"]
     leaves = {key: value.clone().requires_grad_(key in figures["grad_norms"]) for key, value in weights.items()}
-    feature = plain.plain_backbone(leaves, config, stored["pixel_values"])
-    losses = plain.plain_depth_losses(
-        leaves, config, plain.plain_encoder_memory(leaves, config, feature), stored["depth_gt"]
-    )
+    feature = plain_backbone(leaves, config, stored["pixel_values"])
+    losses = plain_depth_losses(leaves, config, plain_encoder_memory(leaves, config, feature), stored["depth_gt"])
     assert {key: value.item() for key, value in losses.items()} == pytest.approx(figures["losses"], rel=1e-5)
     losses["depth_loss"].backward()
     for key, expected in figures["grad_norms"].items():
@@ -118,11 +126,11 @@ def test_depth_losses_and_gradients(golden, name):
 def test_instance_memory_and_teacher_forced_logits(golden, name):
     stored, figures, weights = golden(name)
     config = figures["config"]
-    memory = plain.plain_encoder_memory(weights, config, stored["backbone_feature"])
+    memory = plain_encoder_memory(weights, config, stored["backbone_feature"])
     assert deviation(memory, stored["encoder_memory"]) < 1e-4
     task_id = next(iter(config["task_heads"].values()))["task_id"]
     inputs = weights["transformer.voc_embed"][stored["input_seq"]]
-    logits = plain.plain_decoder_logits(weights, config, memory, task_id, inputs)
+    logits = plain_decoder_logits(weights, config, memory, task_id, inputs)
     assert deviation(logits, stored["teacher_forced_logits"]) < 1e-4
 
 
@@ -134,7 +142,7 @@ def test_object_decoding(golden, name):
     tokens = stored["generated_tokens"]
     length = len(tokens) // len(stored["pred_labels"])
     steps = 2 * length  # two objects
-    logits = plain.plain_decode_objects(weights, figures["config"], stored["encoder_memory"], head, steps)
+    logits = plain_decode_objects(weights, figures["config"], stored["encoder_memory"], head, steps)
     chosen = [x[0, :-1].argmax() if i % length == 4 else x[0].argmax() for i, x in enumerate(logits)]
     assert torch.equal(torch.stack(chosen), tokens[:steps])
     scores = [logits[i][0].softmax(-1)[chosen[i]] for i in range(4, steps, length)]
@@ -148,11 +156,11 @@ def test_object_decoding(golden, name):
 @torch.no_grad()
 def test_mask_codes(golden, name):
     stored, _, weights = golden(name)
-    vqvae = plain.select(weights, "insseg_head.vqvae.")
+    vqvae = select(weights, "insseg_head.vqvae.")
     crops = stored["gt_mask_crops"][:, None]
-    codes = plain.plain_vqvae_encode(vqvae, crops, use_norm=True)
+    codes = plain_vqvae_encode(vqvae, crops, use_norm=True)
     assert torch.equal(codes.flatten(1), stored["gt_mask_tokens"])
-    decoded = plain.plain_vqvae_decode(vqvae, codes, use_norm=True)[:, 0]
+    decoded = plain_vqvae_decode(vqvae, codes, use_norm=True)[:, 0]
     assert deviation(decoded, stored["gt_mask_decoded"]) < 1e-4
 
 
@@ -160,29 +168,29 @@ def test_mask_codes(golden, name):
 def test_joint(golden):
     stored, figures, weights = golden("joint")
     config = figures["config"]
-    depth_feature = plain.plain_backbone(weights, config, stored["depth_pixel_values"])
+    depth_feature = plain_backbone(weights, config, stored["depth_pixel_values"])
     assert deviation(depth_feature, stored["depth_backbone_feature"]) < 1e-4
-    instance_feature = plain.plain_backbone(weights, config, stored["instance_pixel_values"])
-    memory = plain.plain_encoder_memory(weights, config, torch.cat([instance_feature, depth_feature]))
+    instance_feature = plain_backbone(weights, config, stored["instance_pixel_values"])
+    memory = plain_encoder_memory(weights, config, torch.cat([instance_feature, depth_feature]))
     assert deviation(memory, stored["encoder_memory"]) < 1e-4
 
     inputs = weights["transformer.voc_embed"][stored["instance_input_seq"]]
-    logits = plain.plain_decoder_logits(weights, config, memory[:1], 1, inputs)
+    logits = plain_decoder_logits(weights, config, memory[:1], 1, inputs)
     assert deviation(logits, stored["teacher_forced_logits"][:1]) < 1e-4
-    codes = plain.plain_vqvae_encode(
-        plain.select(weights, "depth_head.vqvae."), stored["depth_gt"][:, None], use_norm=False
+    codes = plain_vqvae_encode(
+        select(weights, "depth_head.vqvae."), stored["depth_gt"][:, None], use_norm=False
     ).flatten(1)
-    inputs = plain.plain_depth_inputs(weights, config, codes)
-    logits = plain.plain_decoder_logits(weights, config, memory[1:], 2, inputs)
+    inputs = plain_depth_inputs(weights, config, codes)
+    logits = plain_decoder_logits(weights, config, memory[1:], 2, inputs)
     assert deviation(logits, stored["teacher_forced_logits"][1:, : codes.shape[1]]) < 1e-4
 
-    losses = plain.plain_depth_losses(weights, config, memory[1:], stored["depth_gt"])
+    losses = plain_depth_losses(weights, config, memory[1:], stored["depth_gt"])
     expected = {key: figures["losses"][key] for key in losses}
     assert {key: value.item() for key, value in losses.items()} == pytest.approx(expected, rel=1e-5)
-    codes, logits = plain.plain_decode_depth(weights, config, memory[1:])
+    codes, logits = plain_decode_depth(weights, config, memory[1:])
     assert torch.equal(codes, stored["generated_tokens"])
     assert deviation(logits, stored["generated_token_logits"]) < 1e-4
-    depth = plain.plain_depth_from_logits(weights, config, logits)
+    depth = plain_depth_from_logits(weights, config, logits)
     assert deviation(depth, stored["predicted_depth_window"]) < 1e-4
 
 
@@ -190,9 +198,9 @@ def test_joint(golden):
 def test_vqvae(golden, name):
     stored, figures, _ = golden(name)
     config = figures["config"]
-    before = plain.select(stored, "before.")
+    before = select(stored, "before.")
     leaves = {key: value.clone().requires_grad_(key in figures["grad_norms"]) for key, value in before.items()}
-    forward = plain.plain_vqvae_training_forward(
+    forward = plain_vqvae_training_forward(
         leaves, stored["input"], stored["label"], config["use_norm"], config["loss_type"] == "mse_ignore_zero"
     )
     assert {key: forward[key].item() for key in figures["losses"]} == pytest.approx(figures["losses"], rel=1e-5)
@@ -201,13 +209,13 @@ def test_vqvae(golden, name):
     for key, expected in figures["grad_norms"].items():
         assert leaves[key].grad.norm().item() == pytest.approx(expected, rel=1e-3, abs=1e-5), key
 
-    after = plain.select(stored, "after.")
+    after = select(stored, "after.")
     for key, expected in after.items():
         assert deviation(forward[key], expected) < 1e-5
     updated = {**before, **after}
-    codes = plain.plain_vqvae_encode(updated, stored["input"], config["use_norm"])
+    codes = plain_vqvae_encode(updated, stored["input"], config["use_norm"])
     assert torch.equal(codes, stored["codes_eval"])
-    assert deviation(plain.plain_vqvae_decode(updated, codes, config["use_norm"]), stored["decoded_eval"]) < 1e-4
+    assert deviation(plain_vqvae_decode(updated, codes, config["use_norm"]), stored["decoded_eval"]) < 1e-4
 
 
 def _with_bias_dropped(weights, config):
@@ -228,7 +236,7 @@ def _with_wrong_pretraining_window(weights, config):
 def test_planted_errors_show(golden, plant):
     stored, figures, weights = golden("depth_ar_soft")
     wrong_weights, wrong_config = plant(weights, figures["config"])
-    feature = plain.plain_backbone(wrong_weights, wrong_config, stored["pixel_values"])
+    feature = plain_backbone(wrong_weights, wrong_config, stored["pixel_values"])
     assert deviation(feature, stored["backbone_feature"]) > 1e-3
 
 
@@ -237,5 +245,5 @@ def test_planted_temperature_shows(golden):
     stored, figures, weights = golden("depth_ar_soft")
     head = figures["config"]["task_heads"]["depth"]
     hot = {**figures["config"], "task_heads": {"depth": {**head, "vae_cfg": {**head["vae_cfg"], "tau": 1.0}}}}
-    depth = plain.plain_depth_from_logits(weights, hot, stored["generated_token_logits"])
+    depth = plain_depth_from_logits(weights, hot, stored["generated_token_logits"])
     assert deviation(depth, stored["predicted_depth_window"]) > 1e-3

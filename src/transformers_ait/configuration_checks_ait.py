@@ -22,13 +22,13 @@ MAX_CLASSES = 2**16
 _SWITCHES = ("return_dict", "output_hidden_states", "is_encoder_decoder", "output_attentions")
 
 
-def require_positive(config: object, *names: str, most: int = MAX_SIZE) -> None:
-    """Raise a ValueError for a size, or a sequence of sizes, that is not at least 1, or that no model can have."""
+def require_positive(config: object, *names: str, least: int = 1, most: int = MAX_SIZE) -> None:
+    """Raise a ValueError for a size, or a sequence of sizes, that is less than `least`, or that no model can have."""
     for name in names:
         value = getattr(config, name)
         sizes = value if isinstance(value, list | tuple) else [value]
-        if not all(size >= 1 for size in sizes):  # NaN is not
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not all(size >= least for size in sizes):  # NaN is not
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
         if not all(size <= most for size in sizes):
             raise ValueError(f"{name} must be at most {most}, got {value!r:.80}.")
 

@@ -148,9 +148,9 @@ class AiTVQVAEConfig(MapTokenizer, AiTBaseConfig):
             raise ValueError(f"downsample_ratio must be a power of two >= 2, got {self.downsample_ratio}.")
 
     def validate_widths(self):
-        """Nothing can be less than one channel wide, or one block deep."""
+        """Nothing can be less than one channel wide; there may be no residual block."""
         require_positive(self, "hidden_size", "code_dim")
-        require_positive(self, "num_resnet_blocks", most=MAX_LAYERS)
+        require_positive(self, "num_resnet_blocks", least=0, most=MAX_LAYERS)
 
     @property
     def num_downsamples(self) -> int:

@@ -227,7 +227,7 @@ def rename(
     expected = {name: shapes[mine] for name, mine in names.items()}
     problems = [
         *_misshapen(tensors, {**expected, **buffers}),
-        *(f"{n} holds {tensors[n].dtype}, expected floating point" for n in names if _is_discrete(tensors.get(n))),
+        *(f"{n} holds {tensors[n].dtype}, expected floating point" for n in names if _is_discrete(n, tensors.get(n))),
         *(
             f"{n} {tuple(expected[n])} is missing{_cause(n)}"
             for n in expected
@@ -252,8 +252,9 @@ def rename(
     return Renamed(renamed, dropped, [mine for name, mine in names.items() if name not in tensors])
 
 
-def _is_discrete(tensor: Tensor | None) -> bool:
-    return tensor is not None and not tensor.is_floating_point()
+def _is_discrete(name: str, tensor: Tensor | None) -> bool:
+    """Whether a tensor holds whole numbers where it should not; batches that a BatchNorm has seen are counted."""
+    return tensor is not None and not tensor.is_floating_point() and not name.endswith(".num_batches_tracked")
 
 
 def _misshapen(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> list[str]:
