@@ -9,7 +9,7 @@ INT8 := $(VENV)/int8
 APP := $(VENV)/app
 APP_STAMP := $(APP)/.installed
 
-.PHONY: demo test test-all test-browser docs lint bench torture notebooks clean
+.PHONY: demo test test-all test-browser docs lint bench torture torture-kill notebooks clean
 
 $(STAMP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -58,6 +58,11 @@ bench: $(STAMP)
 CASES ?= 10000
 torture: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --cases $(CASES)
+
+# Kill -9, full disks, read-only folders and deleted data under every training script and save; Linux.
+KILLS ?= 100
+torture-kill: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture_kill --kills $(KILLS)
 
 # Runs all notebooks and saves them with their outputs, whole: two of them train models.
 notebooks: $(STAMP)

@@ -220,7 +220,8 @@ def test_comparison_sees_what_a_checkpoint_forgets(tmp_path, data, monkeypatch, 
         monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda self, state: None)
     elif forgotten == "sums":
         monkeypatch.setattr(
-            "transformers_ait.engine.loop.progress.Progress.load_state_dict", lambda self, state: setattr(self, "step", 3)
+            "transformers_ait.engine.loop.progress.Progress.load_state_dict",
+            lambda self, state: setattr(self, "step", 3),
         )
     else:
         monkeypatch.setattr(

@@ -100,14 +100,14 @@ def inputs(model: AiTForDenseAndInstancePrediction) -> tuple[Tensor, Tensor]:
 
 def compare_steps(setting: Setting) -> Comparison:
     """Seconds per step of both, interleaved."""
-    model = build(setting.tiny).to(setting.device)
+    model = build(setting.tiny).to(setting.device)  # type: ignore[arg-type]
     data = inputs(model)
     return compare("training step", plain_step(model, *data), our_step(model, *data), setting, floor=1.5)
 
 
 def single_step(side: str, setting: Setting) -> Callable[[], Tensor]:
     """A step of one side alone."""
-    model = build(setting.tiny).to(setting.device)
+    model = build(setting.tiny).to(setting.device)  # type: ignore[arg-type]
     return STEPS[side](model, *inputs(model))
 
 

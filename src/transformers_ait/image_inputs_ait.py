@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import ImageInput, load_image
+from transformers.image_utils import ImageInput, SizeDict, load_image
 from transformers.utils import logging
 
 from .configuration_checks_ait import check_json
+from .image_bands_ait import LargePicture, can_be_in_bands, resize_in_bands
 from .image_settings_ait import check_settings
 from .map_kinds_ait import IGNORED_CLASS, MapKind
 
@@ -85,10 +87,15 @@ class AiTImageProcessorBase(TorchvisionBackend):
         _require_pixels(images)
         return list(images) if images.ndim == 4 else [images]
 
-    def process_image(self, image: Any, *args: Any, do_rescale: bool | None = None, **kwargs: Any) -> Tensor:
-        """Convert one image of any kind to a (3, H, W) tensor with pixels in 0..255."""
+    def process_image(self, image: Any, *args: Any, do_rescale: bool | None = None, **kwargs: Any) -> Any:
+        """Convert one image of any kind to (3, H, W) with pixels in 0..255; a large one to a `LargePicture`."""
         if isinstance(image, Image.Image):
-            tensor = self._process_picture(_upright(image), *args, **kwargs)
+            image, convert = _upright(image), partial(self._process_picture, *args, **kwargs)
+            in_memory = kwargs.get("device") in (None, "cpu", torch.device("cpu"))
+            is_resized = kwargs.get("do_resize") and in_memory and isinstance(image, Image.Image)
+            if is_resized and can_be_in_bands(image, kwargs.get("resample")):
+                return LargePicture(image, convert)
+            tensor = convert(image)
         else:
             image = _eight_bit(image)
             _require_channels(image, kwargs.get("input_data_format"))
@@ -108,6 +115,17 @@ class AiTImageProcessorBase(TorchvisionBackend):
             raise ValueError(
                 f"images: a picture of mode {mode!r} is not converted ({error}); save it as RGB."
             ) from error
+
+    def resize(self, image: Any, size: SizeDict, resample: Any = None, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """See `TorchvisionBackend`; a `LargePicture` becomes a tensor here."""
+        resize = super().resize
+        if not isinstance(image, LargePicture):
+            return resize(image, size, resample, **kwargs)
+
+        def of_tensor(tensor: Tensor, height: int, width: int) -> Tensor:
+            return resize(tensor, SizeDict(height=height, width=width), resample, **kwargs)
+
+        return resize_in_bands(image, size["height"], size["width"], of_tensor)
 
     def rescale_and_normalize(
         self, images: Tensor, do_rescale: bool, rescale_factor: float, do_normalize: bool, *statistics: Any

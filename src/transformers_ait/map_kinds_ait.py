@@ -23,6 +23,7 @@ from torch import Tensor
 
 MIN_DEPTH = 1e-3  # metres; smaller predictions count as this
 IGNORED_CLASS = 255
+MAX_RESIZED = 1 << 26  # numbers of all classes that are resized at once
 UNIT_TOLERANCE = 0.02  # of a normal's length; 8-bit normals are off by up to 0.008
 
 
@@ -258,7 +259,16 @@ class ClassesKind(MapKind):
 
     def finish(self, averaged: Tensor, size: tuple[int, int] | None) -> Tensor:
         """See `MapKind.finish`; ids (H, W) int64 of the largest probabilities."""
-        return _resize(averaged, size).argmax(dim=-3)
+        if size is None or len(averaged) * size[0] * size[1] <= MAX_RESIZED or len(averaged) > IGNORED_CLASS:
+            return _resize(averaged, size).argmax(dim=-3)
+        # One class after the other, as all of them at the size of a large photograph would fill the memory.
+        best = _resize(averaged[0], size).clone()
+        ids = torch.zeros_like(best, dtype=torch.uint8)
+        for index, scores in enumerate(averaged[1:], start=1):
+            resized = _resize(scores, size)
+            ids.masked_fill_(resized > best, index)
+            torch.maximum(best, resized, out=best)
+        return ids.long()
 
 
 class ValuesKind(MapKind):

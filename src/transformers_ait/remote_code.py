@@ -1,5 +1,7 @@
 """Export a checkpoint folder that loads with `trust_remote_code=True` where this package is not installed."""
 
+import os
+import tempfile
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -20,11 +22,11 @@ AUTO_MAP = {
 def save_with_code(
     model: PreTrainedModel, directory: str | Path, image_processor: BaseImageProcessor | None = None
 ) -> None:
-    """Save an AiT checkpoint together with the modules that define it.
+    """Save an AiT checkpoint together with the modules that define it; a new folder is complete or absent.
 
     Args:
         model: an `AiTForDenseAndInstancePrediction`.
-        directory: folder to write; created when missing.
+        directory: folder to write; created when missing. In one that holds files, those of the same names are replaced.
         image_processor: saved beside the model, with its code.
 
     Raises:
@@ -35,6 +37,23 @@ def save_with_code(
         raise TypeError(
             f"model must be an AiT task-solver (AiTForDenseAndInstancePrediction), got {type(model).__name__}."
         )
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as parent:
+        written = Path(parent) / directory.name
+        _save_model_with_code(model, written)
+        if image_processor is not None:
+            _save_processor_with_code(image_processor, written)
+        if not directory.exists():
+            written.rename(directory)
+            return
+        for path in [path for path in written.rglob("*") if path.is_file()]:
+            place = directory / path.relative_to(written)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+
+
+def _save_model_with_code(model: PreTrainedModel, directory: Path) -> None:
     model_class, config = type(model), model.config
     earlier_class, earlier_map = model_class._auto_class, getattr(config, "auto_map", None)
     model_class.register_for_auto_class("AutoModelForDepthEstimation")
@@ -48,11 +67,9 @@ def save_with_code(
             del config.auto_map
         else:
             config.auto_map = earlier_map
-    if image_processor is not None:
-        _save_processor_with_code(image_processor, directory)
 
 
-def _save_processor_with_code(image_processor: BaseImageProcessor, directory: str | Path) -> None:
+def _save_processor_with_code(image_processor: BaseImageProcessor, directory: Path) -> None:
     processor_class = type(image_processor)
     earlier_class, earlier_map = processor_class._auto_class, getattr(image_processor, "auto_map", None)
     processor_class.register_for_auto_class("AutoImageProcessor")

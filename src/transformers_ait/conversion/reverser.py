@@ -139,7 +139,7 @@ def reverse(folder: str | Path, output: str | Path) -> Path:
     config = load_own_config(folder)
     tensors, original = to_original(load_own_tensors(folder), config)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
+    partial, beside = (path.with_name(f".{path.name}.partial") for path in (output, output.with_suffix(".json")))
     try:
         if output.suffix == ".safetensors":
             save_file({name: tensor.clone() for name, tensor in tensors.items()}, partial)
@@ -149,11 +149,13 @@ def reverse(folder: str | Path, output: str | Path) -> Path:
             torch.save(tensors, partial)
         else:
             torch.save({"meta": {}, "state_dict": {**tensors, **_duplicates(tensors, config)}}, partial)
+        if original:
+            beside.write_text(json.dumps(original, indent=2) + "\n")
+            os.replace(beside, output.with_suffix(".json"))
         os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)
-    if original:
-        output.with_suffix(".json").write_text(json.dumps(original, indent=2) + "\n")
+        beside.unlink(missing_ok=True)
     return output
 
 

@@ -48,17 +48,54 @@ def replace_folder(temporary: Path, final: Path) -> None:
     shutil.rmtree(stale, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that it is never seen with some of its files."""
+    stale = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(stale, ignore_errors=True)
+    os.replace(folder, stale)
+    shutil.rmtree(stale)
+
+
+def drop_old(folder: Path, last: Path, keep: int, prefix: str = PREFIX, also: str | None = None) -> None:
+    """Remove the oldest checkpoints before one, which stays.
+
+    Args:
+        folder: of checkpoints.
+        last: the one that was just written, or that a run goes on from; later ones are none of its.
+        keep: how many stay, it among them.
+        prefix: of the checkpoints' names.
+        also: path of a further one that stays.
+    """
+    step = int(last.name.removeprefix(prefix))
+    older = [path for path in checkpoints_in(folder, prefix) if int(path.name.removeprefix(prefix)) < step]
+    surplus = len(older) + 1 - keep
+    for old in [path for path in older if str(path) != also][: max(surplus, 0)]:
+        remove_folder(old)
+
+
+def remove_partial(folder: Path, prefix: str = PREFIX) -> None:
+    """Remove what a kill left of checkpoints that were being written or removed; they are hidden."""
+    for partial in folder.glob(f".{prefix}*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def partial_text(path: Path) -> Path:
+    """Where `replace_text` writes; what a kill leaves there means nothing."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a text file so that it is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = partial_text(path)
     with explain_full_disk(path.parent, temporary):
         temporary.write_text(text)
     os.replace(temporary, path)
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoints in the order of their steps."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit())
+def checkpoints_in(folder: Path, prefix: str = PREFIX) -> list[Path]:
+    """Checkpoints in the order of their steps, which stand behind a prefix."""
+    found = [path for path in folder.glob(f"{prefix}*") if path.name.removeprefix(prefix).isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(prefix)))
 
 
 def free_bytes(folder: Path) -> int:

@@ -3,12 +3,12 @@
 import errno
 import hashlib
 import json
-import shutil
+import pickle
 import warnings
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, load
 from torch import nn
 
 from ..recipes.reading import RecipeError
@@ -16,10 +16,12 @@ from ..run_files import (
     PREFIX,
     DiskFullError,
     checkpoints_in,
+    drop_old,
     explain_full_disk,
     free_bytes,
     full_message,
     readable_size,
+    remove_partial,
     replace_folder,
 )
 
@@ -87,8 +89,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
     temporary = folder / f".{final.name}.tmp"
     if accelerator.is_main_process:
         # Of any step: a run that was killed while it wrote may come by with another interval.
-        for partial in folder.glob(f".{PREFIX}*"):
-            shutil.rmtree(partial, ignore_errors=True)
+        remove_partial(folder)
         with explain_full_disk(folder, temporary, needed):
             temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
@@ -98,21 +99,30 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with explain_full_disk(folder, temporary, needed):
-            _write_manifest(temporary, accelerator.num_processes)
+            write_manifest(temporary, accelerator.num_processes)
         replace_folder(temporary, final)
-        for old in checkpoints_in(folder)[:-keep]:
-            shutil.rmtree(old)
+        drop_old(folder, final, keep)
     accelerator.wait_for_everyone()
     return final
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
-    """Restore what `save_checkpoint` saved; every process must call this.
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, keep: int | None = None) -> None:
+    """Restore what `save_checkpoint` saved, and finish the tidying up that a kill left; every process must call this.
+
+    Args:
+        accelerator: as there.
+        checkpoint: to restore.
+        keep: number of checkpoints up to this one to leave; None leaves all.
 
     Raises:
-        RecipeError: the checkpoint holds other weights than the model, as those of earlier versions may.
+        RecipeError: the checkpoint holds other weights than the model, as those of earlier versions may; or it holds
+            more than numbers, which nothing here writes.
     """
     manifest = json.loads((checkpoint / MANIFEST).read_text())
+    if accelerator.is_main_process:
+        remove_partial(checkpoint.parent)
+        if keep is not None:
+            drop_old(checkpoint.parent, checkpoint, keep)
     if manifest["num_processes"] != accelerator.num_processes:
         warnings.warn(
             f"{checkpoint} was written by {manifest['num_processes']} processes and goes on with "
@@ -120,7 +130,16 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
             stacklevel=2,
         )
     try:
+        # Accelerate would let the first run code, and go on without the second where they cannot be read.
+        for pattern in ("custom_checkpoint_*.pkl", "random_states_*.pkl"):
+            for path in sorted(checkpoint.glob(pattern)):
+                load(path, map_location="cpu", weights_only=True)
         accelerator.load_state(str(checkpoint))
+    except pickle.UnpicklingError as error:
+        raise RecipeError(
+            f"{checkpoint} is refused, because it holds more than numbers, which may run code when it is loaded. No "
+            "run writes such files: go on from another checkpoint, or start another run."
+        ) from error
     except (RuntimeError, ValueError) as error:
         raise RecipeError(
             f"{checkpoint} does not fit the model ({str(error).strip().splitlines()[0]}). If an earlier version wrote "
@@ -128,9 +147,9 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
         ) from error
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
+def latest_checkpoint(folder: Path, prefix: str = PREFIX) -> Path | None:
     """The latest undamaged checkpoint in `folder`, None if there is none; damaged ones are named in a warning."""
-    for checkpoint in reversed(checkpoints_in(folder)):
+    for checkpoint in reversed(checkpoints_in(folder, prefix)):
         damage = _damage(checkpoint)
         if damage is None:
             return checkpoint
@@ -144,8 +163,8 @@ def latest_checkpoint_for_all(folder: Path, accelerator: Accelerator) -> Path | 
     return broadcast_object_list(found)[0]
 
 
-def _write_manifest(checkpoint: Path, processes: int) -> None:
-    """Name every file with its digest, by its path below the checkpoint."""
+def write_manifest(checkpoint: Path, processes: int) -> None:
+    """Name every file of a checkpoint with its digest, by its path below it, and how many processes wrote it."""
     paths = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
     files = {path.relative_to(checkpoint).as_posix(): _digest(path) for path in paths}
     (checkpoint / MANIFEST).write_text(json.dumps({"num_processes": processes, "files": files}, indent=1))

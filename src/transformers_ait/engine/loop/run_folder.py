@@ -8,6 +8,7 @@ import yaml
 from accelerate import Accelerator
 
 from ..recipes.reading import RecipeError, build_recipe, recipe_dict
+from ..run_files import partial_text
 from .checkpoints import latest_checkpoint_for_all
 
 RECIPE_FILE = "recipe.yaml"
@@ -36,13 +37,14 @@ def check_run_folder(recipe: Any, accelerator: Accelerator) -> Path | None:
     folder = Path(recipe.run.output)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"run.output {folder} is a file; name a folder.")
-    if not folder.exists() or not any(folder.iterdir()):
+    stored = folder / RECIPE_FILE
+    # A run that was killed at its very start leaves no more than a partial recipe.
+    if not folder.exists() or all(path == partial_text(stored) for path in folder.iterdir()):
         return None
     if not recipe.run.resume:
         raise FileExistsError(
             f"run.output {folder} is not empty; add --run.resume true to go on with that run, or name another folder."
         )
-    stored = folder / RECIPE_FILE
     if not stored.exists():
         raise FileExistsError(
             f"run.output {folder} is not empty and holds no run ({RECIPE_FILE}); name another folder."

@@ -113,7 +113,7 @@ class _Trainer:
         if checkpoint is None:
             set_seed(self.recipe.run.seed, device_specific=True)
         else:
-            load_checkpoint(self.accelerator, checkpoint)
+            load_checkpoint(self.accelerator, checkpoint, self.recipe.run.keep_checkpoints)
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_text(self.folder / RECIPE_FILE, yaml.safe_dump(recipe_dict(self.recipe), sort_keys=False))

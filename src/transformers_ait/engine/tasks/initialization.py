@@ -1,6 +1,7 @@
 """Where a task-solver starts from: pretrained backbones, earlier runs, aligned positions."""
 
 import importlib.util
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,13 @@ def load_backbone_weights(model: AiTForDenseAndInstancePrediction | AiTPlainDens
     if not isinstance(backbone, nn.Module):
         raise RecipeError("model.backbone_weights needs a backbone_config of model_type timm_backbone.")
     file = _weights_file(source)
-    stored = list(torch.load(file, weights_only=True, map_location="cpu").values())
+    try:
+        stored = list(torch.load(file, weights_only=True, map_location="cpu").values())
+    except pickle.UnpicklingError as error:
+        raise RecipeError(
+            f"model.backbone_weights {file} is refused: it holds more than tensors, or is damaged. It is only read "
+            "with weights_only=True; keep its tensors alone in a file of their own."
+        ) from error
     state = backbone.state_dict()
     if len(stored) < len(state):
         raise RecipeError(

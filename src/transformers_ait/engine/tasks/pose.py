@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,8 +15,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
@@ -25,7 +26,9 @@ from ...processing_hourglass_pose import HourglassPoseProcessor, never_seen
 from ...visualization_pose import animate_poses, pose_panel
 from ..recipes.reading import RecipeError, build_config
 from ..recipes.sections import DataRecipe
+from ..run_files import explain_full_disk, replace_folder, replace_text
 from .loading import load_rows
+from .pose_checkpoints import WholeCheckpointsTrainer, last_checkpoint
 
 logger = logging.get_logger(__name__)
 
@@ -181,7 +184,7 @@ class PoseWindows(Dataset):
         return window
 
 
-class PoseTrainer(Trainer):
+class PoseTrainer(WholeCheckpointsTrainer):
     """`Trainer` whose evaluation lifts whole videos and reports `eval_mpjpe` and the others of `pose_metrics`.
 
     Args:
@@ -313,23 +316,29 @@ def train_pose(recipe: PoseRecipe) -> Path:
         eval_dataset=eval_videos,
         recipe=recipe,
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(arguments) if recipe.resume else None)
+    checkpoint = last_checkpoint(Path(str(arguments.output_dir))) if recipe.resume else None
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return _finish(trainer, processor, output)
 
 
-def _last_checkpoint(arguments: TrainingArguments) -> str | None:
-    folder = Path(str(arguments.output_dir))
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
-
-
 def _finish(trainer: PoseTrainer, processor: HourglassPoseProcessor, output: Path) -> Path:
-    """Evaluate and write."""
+    """Evaluate and write; everything is complete or absent."""
     figures, folder = trainer.evaluate(), output / "model"
     if trainer.is_world_process_zero():
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
-        processor.save_pretrained(folder)
-        (output / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
-        write_pictures(trainer.model, trainer.eval_dataset, output)
+        temporary = output / ".model.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        with explain_full_disk(output, temporary):
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(temporary)
+            processor.save_pretrained(temporary)
+        replace_folder(temporary, folder)
+        replace_text(output / "metrics.json", json.dumps(figures, indent=2) + "\n")
+        pictures = output / ".pictures.tmp"
+        with explain_full_disk(output, pictures):
+            pictures.mkdir(exist_ok=True)
+            write_pictures(trainer.model, trainer.eval_dataset, pictures)
+            for path in list(pictures.iterdir()):
+                os.replace(path, output / path.name)
+            pictures.rmdir()
     return folder
 
 
