@@ -52,11 +52,18 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.fixture
-def whole(tmp_path):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
     """Folder of an unbroken run."""
-    trainer(tmp_path / "whole").train()
-    return tmp_path / "whole"
+    folder = tmp_path_factory.mktemp("trained") / "whole"
+    trainer(folder).train()
+    return folder
+
+
+@pytest.fixture
+def whole(trained, tmp_path):
+    """A copy of it, which a test may change."""
+    return shutil.copytree(trained, tmp_path / "whole")
 
 
 def test_a_run_keeps_the_latest_and_each_says_what_it_holds(whole):
@@ -112,10 +119,9 @@ def test_those_of_earlier_versions_count_where_trainer_finished_them(whole, tmp_
     assert last_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_the_best_checkpoint_stays_under_its_own_path(tmp_path):
+def test_the_best_checkpoint_stays(whole, tmp_path):
+    whole.rename(tmp_path / "run")
     run = trainer(tmp_path / "run", save_total_limit=2)
-    run.state.best_model_checkpoint = None
-    run.train()
     run.state.best_model_checkpoint = str(tmp_path / "run" / "checkpoint-4")
     (tmp_path / "run" / "checkpoint-6").rename(tmp_path / "run" / "checkpoint-7")
     shutil.copytree(tmp_path / "run" / "checkpoint-7", tmp_path / "run" / "checkpoint-9")

@@ -1,5 +1,6 @@
 """Folders of a run after a kill at any point: nothing half removed is seen, and leftovers go at the next start."""
 
+import errno
 import os
 import shutil
 
@@ -12,7 +13,16 @@ from transformers_ait.engine.loop.checkpoints import latest_checkpoint, load_che
 from transformers_ait.engine.loop.run_folder import RECIPE_FILE, check_run_folder
 from transformers_ait.engine.recipes.reading import build_recipe
 from transformers_ait.engine.recipes.scripts import DepthRecipe
-from transformers_ait.engine.run_files import checkpoints_in, drop_old, partial_text, remove_folder
+from transformers_ait.engine.run_files import (
+    DiskFullError,
+    ReadOnlyFolderError,
+    checkpoints_in,
+    drop_old,
+    explain_full_disk,
+    partial_text,
+    remove_folder,
+)
+from transformers_ait.engine.tasks.pose_checkpoints import POSE_KEYS
 
 
 class Killed(BaseException):
@@ -82,6 +92,31 @@ def test_what_a_kill_left_goes_where_the_run_goes_on(tmp_path, monkeypatch):
     assert len(checkpoints_in(tmp_path)) == 3
     load_checkpoint(accelerator, latest_checkpoint(tmp_path), keep=2)
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_folder_that_may_not_be_written_is_explained(tmp_path, number):
+    (tmp_path / "step-00000002").mkdir()
+    (tmp_path / "partial").mkdir()
+    with pytest.raises(ReadOnlyFolderError) as caught, explain_full_disk(tmp_path, tmp_path / "partial"):
+        raise OSError(number, os.strerror(number), "the file")
+    words = [
+        "the file may not be written",
+        os.strerror(number),
+        "up to step-00000002 are whole",
+        "run.output",
+        "resume",
+    ]
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert caught.value.errno == number and names(tmp_path) == ["step-00000002"]
+
+
+def test_errors_name_the_keys_of_the_recipe(tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    with pytest.raises(DiskFullError) as caught, explain_full_disk(tmp_path, keys=POSE_KEYS):
+        raise OSError(errno.ENOSPC, "full")
+    words = ["up to checkpoint-2 are whole", "lower training.save_total_limit", "choose another disk for output"]
+    assert [word for word in words if word not in str(caught.value)] == [] and "run." not in str(caught.value)
 
 
 def recipe(folder, **run):

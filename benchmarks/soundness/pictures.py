@@ -49,7 +49,7 @@ def varied_photo(path: Path, rng: np.random.Generator) -> Image.Image:
     left, top = int(rng.integers(0, width - sides[0] + 1)), int(rng.integers(0, height - sides[1] + 1))
     image = image.crop((left, top, left + sides[0], top + sides[1]))
     scale = float(np.exp(rng.uniform(np.log(0.1), np.log(2.0))))
-    image = image.resize([max(1, int(side * scale)) for side in sides])
+    image = image.resize((max(1, int(sides[0] * scale)), max(1, int(sides[1] * scale))))
     if rng.random() < 0.2:
         image = image.transpose(Image.Transpose.ROTATE_90)
     if rng.random() < 0.3:

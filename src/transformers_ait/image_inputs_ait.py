@@ -116,7 +116,9 @@ class AiTImageProcessorBase(TorchvisionBackend):
                 f"images: a picture of mode {mode!r} is not converted ({error}); save it as RGB."
             ) from error
 
-    def resize(self, image: Any, size: SizeDict, resample: Any = None, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def resize(  # type: ignore[override]
+        self, image: Any, size: SizeDict, resample: Any = None, **kwargs: Any
+    ) -> Tensor:
         """See `TorchvisionBackend`; a `LargePicture` becomes a tensor here."""
         resize = super().resize
         if not isinstance(image, LargePicture):

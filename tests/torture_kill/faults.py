@@ -63,14 +63,19 @@ def repair(folder: Path) -> None:
 
 
 def _stopped_at(process: Process, run: Path, name: str, step: int) -> None:
-    """Stop a run once the checkpoint of a step is there."""
-    wanted = SCRIPTS[name].checkpoints
+    """Stop a run once the checkpoint of a step is there; of the last step once the model is being written."""
     start = time.perf_counter()
-    while not any(int(x.name.rpartition("-")[2]) >= step for x in checkpoints(run, wanted)):
+    while not _has_come_to(run, name, step):
         if process.poll() is not None or time.perf_counter() - start > PATIENCE:
             raise RuntimeError("the run was over before the fault")
-        time.sleep(0.001)
+        time.sleep(0.0005)
     os.killpg(process.number, signal.SIGSTOP)
+
+
+def _has_come_to(run: Path, name: str, step: int) -> bool:
+    if step == STEPS:  # not at its checkpoint, as the removal of an old one still makes room after it
+        return (run / ".model.tmp").exists()
+    return any(int(path.name.rpartition("-")[2]) >= step for path in checkpoints(run, SCRIPTS[name].checkpoints))
 
 
 def _fill(disk: Path, left: int) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 Task = Callable[[], None]
 
-PATIENCE = 240.0
+PATIENCE = 1200.0
 """Seconds that a run may take."""
 _PAUSE = 0.0005
 # What Python tells of whatever changes files.

@@ -113,6 +113,12 @@ def markdown(outcomes: Sequence[Outcome], command: str, seconds: float) -> str:
         "unbroken run. At the end weights, optimiser, random states, progress, log, metrics, pictures and model are "
         "compared with the unbroken run's bit for bit, and nothing partial may lie in the folder.",
         "",
+        "Runs are forked from one process that has imported everything, so that a kill never falls into the start of "
+        "Python; the real processes are started as users start them. Faults happen to a small disk, or to a folder "
+        "made read-only, in a mount namespace of the run's own. A kill leaves what the kernel has taken: a loss of "
+        "power, after which files that were never flushed may be empty, is not tried here; checkpoints are then "
+        "refused by their digests.",
+        "",
         "| script or save | rounds | kills | at a time | before a file operation | while writing | failed rounds |",
         "|---|---|---|---|---|---|---|",
         *rows,

@@ -1,4 +1,4 @@
-"""Files of a run: complete or absent, and what is said when the disk is full."""
+"""Files of a run: complete or absent, and what is said when the disk is full or may not be written to."""
 
 import errno
 import os
@@ -6,26 +6,54 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 PREFIX = "step-"
 """Of the folders of checkpoints."""
+
+
+class RunKeys(NamedTuple):
+    """What a recipe calls the things that errors advise on.
+
+    Args:
+        output: key of the run's folder.
+        keep: key of the number of checkpoints that stay.
+        resume: option to go on with a run.
+        prefix: of the folders of checkpoints.
+    """
+
+    output: str = "run.output"
+    keep: str = "run.keep_checkpoints"
+    resume: str = "--run.resume true"
+    prefix: str = PREFIX
+
+
+RUN_KEYS = RunKeys()
 
 
 class DiskFullError(OSError):
     """A disk has no room for what a run writes; what it wrote before is untouched."""
 
 
+class ReadOnlyFolderError(OSError):
+    """A run may not write to its folder; what it wrote before is untouched."""
+
+
 @contextmanager
-def explain_full_disk(folder: Path, temporary: Path | None = None, needed: int = 0) -> Iterator[None]:
-    """Around the writing of files: when it fails, remove what is partial, and say so when the disk is full.
+def explain_full_disk(
+    folder: Path, temporary: Path | None = None, needed: int = 0, keys: RunKeys = RUN_KEYS
+) -> Iterator[None]:
+    """Around the writing of files: when it fails, remove what is partial, and say why where a user can help.
 
     Args:
         folder: a folder on the disk that is written to.
         temporary: file or folder that is partial until the block ends; None if there is nothing to remove.
         needed: bytes that the block writes, about; 0 if few.
+        keys: what the recipe calls things.
 
     Raises:
-        DiskFullError: the disk is full; other errors pass through.
+        DiskFullError: the disk is full.
+        ReadOnlyFolderError: it may not be written to; other errors pass through.
     """
     try:
         yield
@@ -33,9 +61,11 @@ def explain_full_disk(folder: Path, temporary: Path | None = None, needed: int =
         # Before the partial files go, since they are what filled the disk.
         free, written = free_bytes(folder), _size(temporary)
         _remove(temporary)
+        if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise ReadOnlyFolderError(error.errno, _read_only_message(folder, error, keys)) from error
         if not _is_full(error, free, needed - written):
             raise
-        raise DiskFullError(errno.ENOSPC, full_message(folder, needed, free + written)) from error
+        raise DiskFullError(errno.ENOSPC, full_message(folder, needed, free + written, keys)) from error
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
@@ -104,17 +134,29 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def full_message(folder: Path, needed: int, free: int) -> str:
+def full_message(folder: Path, needed: int, free: int, keys: RunKeys = RUN_KEYS) -> str:
     """What to say of a full disk: what is needed and free (bytes), what is whole, and what to do."""
-    kept = checkpoints_in(folder)
     return (
         f"The disk of {folder} is full: "
         + (f"a checkpoint needs about {readable_size(needed)}, " if needed else "")
         + f"{readable_size(free)} are free. "
-        + (f"The checkpoints up to {kept[-1].name} are whole. " if kept else "")
-        + "Free space there, lower run.keep_checkpoints, or choose a run.output on another disk (move the run's folder "
-        "there to go on with it by --run.resume true)."
+        + _whole(folder, keys)
+        + f"Free space there, lower {keys.keep}, or choose another disk for {keys.output} (move the run's folder "
+        f"there to go on with it by {keys.resume})."
     )
+
+
+def _read_only_message(folder: Path, error: OSError, keys: RunKeys) -> str:
+    return (
+        f"{error.filename or folder} may not be written ({error.strerror}). {_whole(folder, keys)}Make {folder} "
+        f"writable, or choose another {keys.output} (move the run's folder there), and go on by {keys.resume}."
+    )
+
+
+def _whole(folder: Path, keys: RunKeys) -> str:
+    """What to say of the checkpoints in a folder."""
+    kept = checkpoints_in(folder, keys.prefix)
+    return f"The checkpoints up to {kept[-1].name} are whole. " if kept else ""
 
 
 def readable_size(count: int) -> str:

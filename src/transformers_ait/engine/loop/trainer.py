@@ -60,6 +60,7 @@ def train(task: TrainingTask, recipe: Any, accelerator: Accelerator, make_sample
 
     Raises:
         DiskFullError: not even one checkpoint fits on the disk, or it fills up.
+        ReadOnlyFolderError: the run's folder may not be written to.
         FileExistsError: as `check_run_folder`.
         RecipeError: as `check_run_folder`; the training data is empty.
         FloatingPointError: the loss is not finite.
@@ -115,7 +116,8 @@ class _Trainer:
         else:
             load_checkpoint(self.accelerator, checkpoint, self.recipe.run.keep_checkpoints)
         if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with explain_full_disk(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
             replace_text(self.folder / RECIPE_FILE, yaml.safe_dump(recipe_dict(self.recipe), sort_keys=False))
             self.log = RunLog(self.folder, checkpoint_step(checkpoint) if checkpoint else 0)
 

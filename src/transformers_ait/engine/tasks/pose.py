@@ -28,7 +28,7 @@ from ..recipes.reading import RecipeError, build_config
 from ..recipes.sections import DataRecipe
 from ..run_files import explain_full_disk, replace_folder, replace_text
 from .loading import load_rows
-from .pose_checkpoints import WholeCheckpointsTrainer, last_checkpoint
+from .pose_checkpoints import POSE_KEYS, WholeCheckpointsTrainer, last_checkpoint
 
 logger = logging.get_logger(__name__)
 
@@ -292,7 +292,9 @@ def train_pose(recipe: PoseRecipe) -> Path:
     """Train pose lifting; returns the folder of the trained model, with processor, figures, picture and animation.
 
     Raises:
+        DiskFullError: the disk fills up.
         FileExistsError: the run's folder is in use, and the recipe does not resume.
+        ReadOnlyFolderError: the run's folder may not be written to.
         RecipeError: the recipe does not fit the model or the data.
     """
     config = build_config(HourglassPoseConfig, recipe.model.config, "the recipe")
@@ -309,6 +311,8 @@ def train_pose(recipe: PoseRecipe) -> Path:
         model = HourglassForPoseLifting(config)
     else:
         model = HourglassForPoseLifting.from_pretrained(recipe.model.initialize_from, config=config)
+    with explain_full_disk(output, keys=POSE_KEYS):
+        output.mkdir(parents=True, exist_ok=True)
     trainer = PoseTrainer(
         model=model,
         args=arguments,
@@ -327,13 +331,13 @@ def _finish(trainer: PoseTrainer, processor: HourglassPoseProcessor, output: Pat
     if trainer.is_world_process_zero():
         temporary = output / ".model.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        with explain_full_disk(output, temporary):
+        with explain_full_disk(output, temporary, keys=POSE_KEYS):
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(temporary)
             processor.save_pretrained(temporary)
         replace_folder(temporary, folder)
         replace_text(output / "metrics.json", json.dumps(figures, indent=2) + "\n")
         pictures = output / ".pictures.tmp"
-        with explain_full_disk(output, pictures):
+        with explain_full_disk(output, pictures, keys=POSE_KEYS):
             pictures.mkdir(exist_ok=True)
             write_pictures(trainer.model, trainer.eval_dataset, pictures)
             for path in list(pictures.iterdir()):

@@ -10,9 +10,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..loop.checkpoints import MANIFEST, latest_checkpoint, write_manifest
-from ..run_files import checkpoints_in, drop_old, explain_full_disk, remove_partial, replace_folder
+from ..run_files import RunKeys, checkpoints_in, drop_old, explain_full_disk, remove_partial, replace_folder
 
 PREFIX = f"{PREFIX_CHECKPOINT_DIR}-"
+POSE_KEYS = RunKeys("output", "training.save_total_limit", "--resume true", PREFIX)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -63,7 +64,7 @@ class WholeCheckpointsTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._partial = partial
         try:
-            with explain_full_disk(folder, partial):
+            with explain_full_disk(folder, partial, keys=POSE_KEYS):
                 super()._save_checkpoint(model, trial)
                 self._write_losses(partial / name)
         finally:
@@ -72,7 +73,7 @@ class WholeCheckpointsTrainer(Trainer):
         if self.args.should_save:
             if self.state.best_model_checkpoint == str(partial / name):
                 self.state.best_model_checkpoint = str(folder / name)
-            with explain_full_disk(folder, partial):
+            with explain_full_disk(folder, partial, keys=POSE_KEYS):
                 self.state.save_to_json(str(partial / name / TRAINER_STATE_NAME))
                 write_manifest(partial / name, self.args.world_size)
             replace_folder(partial / name, folder / name)
