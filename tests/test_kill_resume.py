@@ -128,6 +128,7 @@ def differences(first, second, path=""):
     return [] if first == second else [path]
 
 
+@pytest.mark.slow  # tests/torture_kill does more of it
 def test_killed_at_a_random_step(rooms, whole, killed, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(killed, folder)

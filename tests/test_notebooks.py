@@ -24,7 +24,7 @@ SHORT = {
     "soft_tokens": {"num_rooms": 8},
     "train": {"num_rooms": 6, "num_held_out": 2, "tokenizer_steps": 4, "model_steps": 2},
 }
-LONG = ["export", "hourglass"]  # half a minute, however small; test_export.py and test_hourglass*.py have others
+LONG = ["export", "hourglass", "train"]  # half a minute, however small; other tests do what they do
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 CLEAN = """%reset -f
 import os, sys

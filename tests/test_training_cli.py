@@ -127,6 +127,7 @@ def test_autoregressive_run_starts_from_the_parallel_one(parallel, tokenizer, ro
     assert all(torch.allclose(x, theirs[name], atol=1e-3) for name, x in model.model.named_parameters())
 
 
+@pytest.mark.slow
 def test_bins_run_gives_a_model_for_the_pipeline(rooms, tmp_path):
     script = [str(TRAINING / "run_depth.py"), recipe_path("tiny-rooms-depth-bins"), "--model.initialize_from", "null"]
     bins = ["--model.config.depth_tokenizer_config", "{image_size: 32, downsample_ratio: 8}"]
