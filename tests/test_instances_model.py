@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from transformers_ait import AiTForDenseAndInstancePrediction, AiTInstanceImageProcessor, contiguous_categories
@@ -204,6 +205,19 @@ def test_noise_stays_in_the_unpadded_image(object_model):
     inputs, _, _ = model._object_sequence(labels, (32, 32), "detection")
     boxes = torch.cat((inputs, inputs[-1:])).view(8, 5)[:, :4]
     assert boxes[:, 0::2].max() <= 160 and boxes[:, 1::2].max() <= 80
+
+
+def test_sequences_by_area_start_with_the_largest(object_model):
+    labels = label(4)
+    sides = labels["boxes"][:, 2:] - labels["boxes"][:, :2]
+    model = object_model(object_order="area", num_bins=320)
+    inputs, _, _ = model._object_sequence(labels, (32, 32), "detection")
+    boxes = torch.cat((inputs, inputs[-1:])).view(-1, 5)[:4, :4]
+    areas = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).tolist()
+    assert areas == sorted(areas, reverse=True)
+    assert areas[0] == pytest.approx(100 * sides.prod(dim=1).max().item(), rel=0.1)
+    with pytest.raises((ValueError, StrictDataclassError), match="object_order must be one of"):
+        object_model(object_order="size")
 
 
 def test_same_seed_same_loss(object_model, images):

@@ -16,6 +16,7 @@ from transformers_ait.sequence_ait import (
     draw_noise_objects,
     object_grammar,
     object_sequence,
+    order_objects,
     parse_objects,
     token_weights,
     true_objects,
@@ -84,6 +85,23 @@ def test_bins_round_half_to_even_and_clip():
     boxes = torch.tensor([[0.16, 0.48, 0.8, 640.0], [-5.0, 700.0, 0.0, 639.999]])
     assert boxes_to_bins(boxes, 2000, 640).tolist() == [[0, 2, 2, 2000], [0, 2000, 0, 2000]]
     assert bins_to_boxes(torch.tensor([1, 2000]), 2000, 640).tolist() == pytest.approx([0.32, 640.0])
+
+
+# Order
+
+
+def test_largest_objects_come_first_by_area():
+    boxes = torch.tensor([[0.0, 0, 4, 4], [5, 5, 25, 6], [0, 0, 1, 90], [3, 3, 4, 5], [1, 1, 5, 5]])
+    assert order_objects(boxes, "area", 4).tolist() == [2, 1, 0, 4], "equal ones as they came"
+    assert order_objects(boxes[:0], "area", 4).tolist() == []
+
+
+@examples
+@given(counts, counts, sizes, seeds)
+def test_random_order_is_a_permutation_of_the_seed(count, wanted, size, seed):
+    boxes = random_boxes(count, size, seed)
+    order = order_objects(boxes, "random", wanted, generator(seed)).tolist()
+    assert order == torch.randperm(count, generator=generator(seed))[:wanted].tolist()
 
 
 # Noise objects

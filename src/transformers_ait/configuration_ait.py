@@ -28,6 +28,7 @@ from .configuration_tokenizers import AiTBinTokenizerConfig, AiTVQVAEConfig
 from .token_vocabulary import DEPTH_TASK, TokenVocabulary
 
 MAX_IMAGE_SIZE = 2**14
+OBJECT_ORDERS = ("random", "area")
 _COCO_CLASS_NAMES = (
     "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign "
     "parking_meter bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag "
@@ -89,6 +90,8 @@ class AiTConfig(AiTBaseConfig):
         num_depth_codes: depth-code ids in the vocabulary.
         num_spare_tokens: unused ids behind the depth codes.
         num_objects: objects per decoded sequence.
+        object_order: of the true objects in training sequences: "random", drawn anew each time, or "area", the largest
+            box first. Noise objects follow them.
         soft_feedback: feed expected embeddings back while decoding codes, instead of picked codes.
         soft_decode: decode code probabilities, and train with the auxiliary loss through the frozen detokenizer.
         parallel: AiT-P, in dense tasks every input after the task embedding is one learned mask embedding, one decoder
@@ -132,6 +135,7 @@ class AiTConfig(AiTBaseConfig):
     num_depth_codes: int = 128
     num_spare_tokens: int = 0
     num_objects: int = 100
+    object_order: str = "random"
     soft_feedback: bool = True
     soft_decode: bool = True
     parallel: bool = False
@@ -281,6 +285,11 @@ class AiTConfig(AiTBaseConfig):
             )
         if self.default_task not in self.tasks:
             raise ValueError(f"default_task must be one of tasks {list(self.tasks)}, got {self.default_task!r}.")
+
+    def validate_object_order(self):
+        """The order of true objects has a name."""
+        if self.object_order not in OBJECT_ORDERS:
+            raise ValueError(f"object_order must be one of {list(OBJECT_ORDERS)}, got {self.object_order!r}.")
 
     def validate_image_size(self):
         """The position table needs whole positions, and no tokenizer may look at more than the model sees."""

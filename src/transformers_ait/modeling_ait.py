@@ -26,6 +26,7 @@ from .sequence_ait import (
     draw_noise_objects,
     map_sequence,
     object_sequence,
+    order_objects,
     token_weights,
     true_objects,
 )
@@ -258,7 +259,7 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
             return label["input_ids"].to(device), label["target_ids"].to(device), crops.to(device)
         check_instance_label(label, size, config.num_labels, needs_masks=task == "instance")
         generator = torch.Generator().manual_seed(int(label["seed"])) if "seed" in label else None
-        kept = torch.randperm(len(label["boxes"]), generator=generator)[: config.num_objects]
+        kept = order_objects(label["boxes"], config.object_order, config.num_objects, generator)
         boxes, classes = (label[name][kept.to(label[name].device)].to(device) for name in ("boxes", "class_labels"))
         count = config.num_objects - len(kept)
         height, width = label.get("image_size", size)

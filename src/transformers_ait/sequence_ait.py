@@ -74,6 +74,21 @@ def bins_to_boxes(bins: Tensor, num_bins: int, scale: float) -> Tensor:
     return bins.float() * (scale / num_bins)
 
 
+def order_objects(boxes: Tensor, order: str, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Indices (M,) of the first `count` true objects in the order in which a sequence trains on them.
+
+    Args:
+        boxes: (N, 4) xyxy pixels.
+        order: "random", drawn anew at every call (AiT, arXiv 2301.02229), or "area", the largest box first.
+        count: M at most.
+        generator: source of randomness, on the CPU.
+    """
+    if order == "random":
+        return torch.randperm(len(boxes), generator=generator)[:count]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return sides.prod(dim=1).argsort(descending=True, stable=True)[:count].cpu()
+
+
 @dataclass(frozen=True)
 class NoiseObjects:
     """Boxes that the model must learn to call noise.
