@@ -27,6 +27,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from transformers_ait import (
+    AiTConfig,
+    AiTForDenseAndInstancePrediction,
     AiTPlainDenseConfig,
     AiTPlainDenseModel,
     AiTVQVAEConfig,
@@ -44,6 +46,7 @@ from transformers_ait.engine.recipes.reading import build_recipe
 from transformers_ait.engine.recipes.scripts import DenseRecipe, InstanceRecipe, VQVAERecipe
 from transformers_ait.engine.reporting.log import LOG_FILE, read_log
 from transformers_ait.engine.tasks.dense import DenseTask, build_dense_model
+from transformers_ait.engine.tasks.dense_codes import ImageCodes
 from transformers_ait.engine.tasks.dense_data import DenseRows
 from transformers_ait.engine.tasks.dense_decoder import DenseDecoderTask
 from transformers_ait.engine.tasks.instance_data import InstanceRows, evaluate_objects
@@ -59,7 +62,7 @@ WAYS = {"one": (1, 4), "two": (2, 2), "accumulated": (1, 1)}
 """How: processes, and samples per forward pass; a step has 4 samples everywhere."""
 CASES = (
     *("vqvae-depth", "vqvae-classes", "vqvae-masks", "dense-decoder"),
-    *("depth", "depth-soft", "dense", "detection", "instance"),
+    *("depth", "depth-soft", "dense", "learner", "detection", "instance"),
 )
 TOKENIZERS = CASES[:4]
 BACKBONE = {
@@ -171,6 +174,8 @@ def make_task(case, data, tokenizer, folder, micro_batch):
         return its, task_class(model, *rows, its)
     if case == "dense-decoder":
         return dense_decoder_task(data, folder, micro_batch)
+    if case == "learner":
+        return learner_task(data, folder, micro_batch)
     if case.startswith("d") and case != "detection":
         tasks = list(KINDS) if case == "dense" else ["depth"]
         bins = {"depth": {"num_codes": 8}, "normals": {"num_codes": 9}, "classes": {"num_channels": 5}}
@@ -197,6 +202,20 @@ def dense_decoder_task(data, folder, micro_batch):
     its = recipe(DenseDecoderRecipe, folder, micro_batch, model={"teacher": "none"})
     train_rows, eval_rows = dense_rows(data[0], []), dense_rows(data[0], ["depth"])
     return its, DenseDecoderTask(model, teacher, train_rows[0], eval_rows[1], its)
+
+
+def learner_task(data, folder, micro_batch):
+    """Recipe and task of a model that learns depth of labels, and codes that a dense decoder makes of images."""
+    source = dense_decoder_task(data, folder, micro_batch)[1].model.eval()
+    far = {"name": "far", "kind": "depth", "tokenizer_config": source.without_encoder().config}
+    entries = [{"name": "depth", "tokenizer_config": BINS | {"num_codes": 8}}, far]
+    model = AiTForDenseAndInstancePrediction(
+        AiTConfig(**SOLVER, num_depth_codes=8, dense_tasks=entries, soft_decode=False)
+    )
+    model.tokenizer("far").load_state_dict(source.without_encoder().state_dict())
+    its = recipe(DenseRecipe, folder, micro_batch)
+    rows = dense_rows(data[0], ["depth"])
+    return its, DenseTask(model, *rows, its, ImageCodes({"far": source}))
 
 
 @contextmanager

@@ -8,16 +8,20 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from transformers import AutoModel, ResNetConfig
 
 from transformers_ait import AiTDenseImageProcessor, AiTPlainDenseConfig, AiTPlainDenseModel, DenseDecoderModel
-from transformers_ait.engine.recipes.dense_decoder import DenseDecoderRecipe
+from transformers_ait.engine.evaluation.inputs import EvaluationError, EvaluationSettings
+from transformers_ait.engine.evaluation.report import run_evaluation
+from transformers_ait.engine.recipes.dense_decoder import DenseDecoderModelRecipe, DenseDecoderRecipe
 from transformers_ait.engine.recipes.reading import RecipeError, build_recipe, run_from_command_line
 from transformers_ait.engine.reporting.log import LOG_FILE, read_log
-from transformers_ait.engine.tasks.dense_decoder import train_dense_decoder
+from transformers_ait.engine.tasks.dense_decoder import build_dense_decoder, train_dense_decoder
+from transformers_ait.engine.tasks.dense_decoder_start import fit_scales
 from transformers_ait.teacher_loading_ait import fingerprint, load_task_model
 
 TASKS = ({"name": "depth", "kind": "depth"}, {"name": "semantic", "kind": "classes", "class_names": ["wall", "floor"]})
@@ -136,6 +140,51 @@ def test_a_run_is_not_resumed_with_another_teacher(teacher, trained, tmp_path):
     values["model"]["teacher_fingerprint"] = None
     with pytest.raises(RecipeError, match="other values of .*model.teacher_fingerprint"):
         train_of(values, resume=True)
+
+
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+def test_training_starts_with_scales_and_codes_that_fit(teacher, update):
+    known = load_task_model(str(teacher), task="semantic")
+    shape = {"hidden_size": 16, "num_codes": 32, "codebook_update": update}
+    recipe = DenseDecoderModelRecipe(str(teacher), backbone_from_teacher=True, config=CONFIG | shape)
+    model = build_dense_decoder(recipe, known).eval()
+    # Textures of several scales, so that positions differ.
+    images = F.interpolate(torch.randn(24, 3, 8, 8), size=32) + torch.randn(24, 3, 32, 32) / 4
+    features = known.features(images)
+
+    def figures():
+        latent = model.encoder.pyramid(model.encoder.backbone(images).feature_maps, model.encoder.size)
+        vectors = model.encoder(images).flatten(0, 2)
+        restored = model(images, teacher_features=features).features
+        spread = [
+            (mine.std((0, 2, 3)) / true.std((0, 2, 3))).mean() for mine, true in zip(restored, features, strict=True)
+        ]
+        offset = [(mine - true).mean((0, 2, 3)).abs().max() for mine, true in zip(restored, features, strict=True)]
+        used = model.encode(images).unique().numel() / 32
+        return torch.tensor([latent.std(), vectors.std(0).mean(), vectors.mean(0).abs().max(), *spread, *offset, used])
+
+    expected = torch.tensor([1, 1, 0, 0.5, 0, 1])
+    with torch.no_grad():
+        assert ((figures() - expected).abs() > 0.02).sum() >= 5, "nothing fits by itself"
+        fit_scales(model, images, features)
+        assert (figures()[:-1] - expected[:-1]).abs().max() < 0.01
+        assert figures()[-1] > 0.8
+    assert set(model.state_dict()) == set(build_dense_decoder(recipe, known).state_dict())
+
+
+def test_evaluation_by_folder_is_that_of_the_training(teacher, pictures, tmp_path):
+    values = recipe_of(teacher, pictures, tmp_path, teacher_task="depth")
+    options = {"height": 36, "width": 40, "num_train": 4, "num_validation": 3, "num_test": 0}
+    options["cache_dir"] = str(tmp_path / "cache")
+    values["data"] = {"dataset": "synthetic_rooms", "options": options, "columns": {"depth": "depth"}}
+    folder = train_of(values)
+    expected = json.loads((folder.parent / "metrics.json").read_text())
+    rows = run_evaluation(EvaluationSettings([folder], split="validation", options=options, panels=0, batch_size=2))
+    assert [row.name.rpartition(": ")[2] for row in rows] == ["dense decoder", "constant", "constant, median"]
+    assert rows[0].metrics == pytest.approx({name: expected[name] for name in rows[0].metrics}, rel=1e-5)
+    DenseDecoderModel.from_pretrained(folder).without_encoder().save_pretrained(tmp_path / "decoding")
+    with pytest.raises(EvaluationError, match="makes no codes of images"):
+        run_evaluation(EvaluationSettings([tmp_path / "decoding"], split="validation", options=options))
 
 
 @pytest.mark.slow

@@ -368,7 +368,7 @@ def test_inputs_that_cannot_be_are_refused(described, images):
         model(images, teacher_feature=None)
     features = teacher.features(images)
     with pytest.raises(ValueError, match=r"teacher_features must have the shapes"):
-        model(images, teacher_features=features[:2])
+        model(images, teacher_features=features * 2)
     with pytest.raises(ValueError, match=r"sides of at most 64"):
         model(torch.zeros(1, 3, 80, 64))
     with pytest.raises(ValueError, match="teacher_config must describe the task model"):

@@ -15,15 +15,19 @@ from transformers_ait import (
     AiTPlainDenseModel,
     AiTSwinV2Backbone,
     AiTVQVAEModel,
+    DenseDecoderConfig,
+    DenseDecoderModel,
+    describe_teacher,
 )
 from transformers_ait.outputs_ait import DenseMaps
+from transformers_ait.teachers_ait import PlainTaskModel
 
-NAMES = ("solver", "parallel", "detector", "model", "plain", "backbone", "vqvae", "bins")
+NAMES = ("solver", "parallel", "detector", "learner", "model", "plain", "backbone", "vqvae", "bins", "dense_decoder")
 # The others are stored as "parallel" is.
-STORED = ("parallel", "plain", "backbone", "vqvae", "bins")
-ATTENTIVE = ("solver", "parallel", "detector", "model", "backbone")
-TRAINABLE = ("solver", "parallel", "detector", "plain", "vqvae")
-CHECKPOINTING = ("solver", "parallel", "detector", "plain")
+STORED = ("parallel", "learner", "plain", "backbone", "vqvae", "bins", "dense_decoder")
+ATTENTIVE = ("solver", "parallel", "detector", "learner", "model", "backbone")
+TRAINABLE = ("solver", "parallel", "detector", "learner", "plain", "vqvae", "dense_decoder")
+CHECKPOINTING = ("solver", "parallel", "detector", "learner", "plain", "dense_decoder")
 CLASSES = {0: "wall", 1: "floor", 2: "chair"}
 
 
@@ -60,6 +64,17 @@ def make_case(name, config, backbone_config, vqvae_config, bin_config, images, d
         found = AiTPlainDenseConfig(backbone_config=backbone, dense_tasks=tasks, image_size=32, hidden_size=16)
         semantic = torch.randint(0, 3, (2, 32, 32))
         return Case(AiTPlainDenseModel, found, pixels, {"dense_labels": {"depth": depths, "semantic": semantic}})
+    if name == "dense_decoder":
+        found, teacher = dense_decoder_config(backbone_config)
+        return Case(DenseDecoderModel, found, pixels, {"teacher_features": teacher.features(images)})
+    if name == "learner":
+        tokenizer = dense_decoder_config(backbone_config, has_encoder=False)[0]
+        tasks = [{"name": "semantic", "kind": "classes", "tokenizer_config": tokenizer}]
+        backbone = backbone_config(out_features=["stage1", "stage2"])
+        found = config(dense_tasks=tasks, tasks=None, depth_tokenizer_config=None, feature_pyramid=True)
+        found.backbone_config = backbone
+        codes = torch.randint(0, tokenizer.num_codes, (2, 4, 4))
+        return Case(AiTForDenseAndInstancePrediction, found, pixels, {"dense_codes": {"semantic": codes}})
     if name == "detector":
         boxes = torch.tensor([[2.0, 3.0, 12.0, 20.0], [5.0, 5.0, 30.0, 28.0]])
         labels = [{"boxes": boxes, "class_labels": torch.tensor([0, 2]), "seed": seed} for seed in range(2)]
@@ -76,6 +91,18 @@ def make_case(name, config, backbone_config, vqvae_config, bin_config, images, d
         labels = {"dense_labels": {"depth": depths, "normals": normals}}
         return Case(AiTForDenseAndInstancePrediction, found, pixels, labels)
     return Case(AiTModel if name == "model" else AiTForDenseAndInstancePrediction, config(), pixels, depth_labels)
+
+
+def dense_decoder_config(backbone_config, **overrides):
+    """A dense decoder's configuration, and the teacher, plain decoders of classes, that it describes."""
+    task = {"name": "semantic", "kind": "classes", "class_names": [*CLASSES.values()]}
+    backbone = backbone_config(out_features=["stage1", "stage2"])
+    plain = AiTPlainDenseConfig(backbone_config=backbone, dense_tasks=[task], image_size=32, hidden_size=16)
+    teacher = PlainTaskModel(AiTPlainDenseModel(plain).eval())
+    sizes = {"downsample_ratio": 8, "num_codes": 7, "code_dim": 4, "hidden_size": 16, "num_layers": 1}
+    sizes |= {"num_attention_heads": 2, "intermediate_size": 32, "num_groups": 4, "dropout": 0.0}
+    fields = describe_teacher(teacher, 32) | sizes | {"backbone_config": backbone}
+    return DenseDecoderConfig(**fields, **overrides), teacher
 
 
 def each(*names):

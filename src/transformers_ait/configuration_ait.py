@@ -73,14 +73,17 @@ class AiTConfig(AiTBaseConfig):
 
     Args:
         backbone_config: `AiTSwinV2Config`, or any configuration that `AutoBackbone` takes (timm included); its last
-            requested feature map is used.
+            requested feature map is used, and with `feature_pyramid` all of them.
         decoder_config: encoder and token decoder.
         dense_tasks: tasks that predict maps, each an `AiTDenseTaskConfig` or its dictionary. An entry "depth" is kept
             in `depth_tokenizer_config`, `depth_loss_weight` and `depth_aux_weight`, where it always stood.
-        depth_tokenizer_config: `AiTVQVAEConfig` or `AiTBinTokenizerConfig`; needed by the task "depth".
+        depth_tokenizer_config: `AiTVQVAEConfig`, `AiTBinTokenizerConfig` or `DenseDecoderConfig`; needed by the task
+            "depth".
         mask_tokenizer_config: `AiTVQVAEConfig`; needed by the task "instance".
         image_size: side S of the square input in pixels; smaller images are zero-padded at bottom and right.
         feature_stride: pixels per position of the backbone map; None takes it from an `AiTSwinV2Config`, else 32.
+        feature_pyramid: a 3 x 3 convolution of every requested backbone map, summed at `feature_stride`, which need not
+            be the backbone's then (UniPixTask, section 4.1).
         tasks: what the checkpoint does: names of dense tasks, "instance", "detection". None are the dense tasks, or
             "depth" without any.
         default_task: the task of a call that names none; None is the first of `tasks`.
@@ -127,6 +130,7 @@ class AiTConfig(AiTBaseConfig):
     mask_tokenizer_config: Any = None
     image_size: int = 480
     feature_stride: int | None = None
+    feature_pyramid: bool = False
     tasks: list[str] | tuple[str, ...] | None = None
     default_task: str | None = None
     num_bins: int = 2000
@@ -300,7 +304,7 @@ class AiTConfig(AiTBaseConfig):
                 f"image_size must be a multiple of feature_stride {self.feature_stride}, got {self.image_size}."
             )
         stride = getattr(self.backbone_config, "stride", self.feature_stride)
-        if stride != self.feature_stride:
+        if stride != self.feature_stride and not self.feature_pyramid:
             raise ValueError(
                 f"feature_stride must be {stride}, backbone_config's stride, or left out; got {self.feature_stride}."
             )

@@ -11,10 +11,11 @@ from transformers import PreTrainedConfig
 
 from .configuration_checks_ait import resolve_sub_config
 from .configuration_tokenizers import AiTBinTokenizerConfig, AiTVQVAEConfig
+from .configuration_unipixtask import DenseDecoderConfig
 from .map_kinds_ait import DENSE_KINDS, MAP_KINDS, MapKind
 from .token_vocabulary import DEPTH_TASK
 
-DENSE_TOKENIZERS: tuple[type[PreTrainedConfig], ...] = (AiTVQVAEConfig, AiTBinTokenizerConfig)
+DENSE_TOKENIZERS: tuple[type[PreTrainedConfig], ...] = (AiTVQVAEConfig, AiTBinTokenizerConfig, DenseDecoderConfig)
 OBJECT_TASKS = ("detection", "instance")
 # Rows of the task embedding; those of further dense tasks follow.
 TASK_IDS = {"detection": 0, "instance": 1, DEPTH_TASK: 2}
@@ -47,14 +48,15 @@ class AiTDenseTaskConfig:
     Args:
         name: of letters, digits and "_"; what `task`, `dense_labels` and `dense_maps` call it.
         kind: what its values mean, a key of `MAP_KINDS`; "mask" is for instances.
-        tokenizer_config: `AiTVQVAEConfig` or `AiTBinTokenizerConfig` of that kind; None is the default VQ-VAE.
+        tokenizer_config: `AiTVQVAEConfig`, `AiTBinTokenizerConfig` or, without encoded mapping, `DenseDecoderConfig`
+            of that kind; None is the default VQ-VAE.
         loss_weight: weight of the whole loss of the task.
         aux_weight: weight of the loss of the soft-decoded map, see `MapKind.auxiliary_loss`.
         class_names: of a task of classes, in the order of their ids; None are the tokenizer's.
 
     Raises:
-        ValueError: (as the cause of a strict-dataclass error) a name or kind that cannot be, or a tokenizer of another
-            kind.
+        ValueError: (as the cause of a strict-dataclass error) a name or kind that cannot be, a tokenizer of another
+            kind, or a dense decoder with its encoded mapping.
     """
 
     name: str
@@ -106,7 +108,7 @@ class AiTDenseTaskConfig:
         check_task_name(self.name)
 
     def validate_tokenizer(self):
-        """The tokenizer must be of the task's kind, with a channel per class."""
+        """The tokenizer must be of the task's kind, with a channel per class, and only decode where it sees images."""
         kind = self.tokenizer_config.kind.name
         if kind != self.kind:
             raise ValueError(
@@ -117,6 +119,11 @@ class AiTDenseTaskConfig:
             raise ValueError(
                 f"class_names of the dense task {self.name!r} are {self.class_names}, but its tokenizer's are "
                 f"{self.tokenizer_config.class_names}; leave them out."
+            )
+        if self.tokenizer_config.encodes_images and self.tokenizer_config.has_encoder:
+            raise ValueError(
+                f"the dense task {self.name!r} takes of a dense decoder what decodes, but its tokenizer_config has "
+                "has_encoder=True; give dense_decoder.without_encoder().config."
             )
 
 

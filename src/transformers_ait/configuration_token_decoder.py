@@ -13,7 +13,7 @@ class AiTTokenDecoderConfig(AiTBaseConfig):
         hidden_size: width d of encoder, decoder and embeddings; divisible by 4 (2-d sine table) and by the heads.
         num_attention_heads: heads of every attention.
         intermediate_size: hidden width of the feed-forward networks.
-        num_encoder_layers: transformer blocks over the backbone's last map.
+        num_encoder_layers: transformer blocks over the backbone's map; may be 0, as in UniPixTask.
         num_decoder_layers: causal blocks with cross-attention.
         dropout: dropout probability in training.
         drop_path_rate: stochastic-depth probability of every residual branch.
@@ -50,4 +50,5 @@ class AiTTokenDecoderConfig(AiTBaseConfig):
 
     def validate_counts(self):
         """No more layers and tasks than a model can have."""
-        require_positive(self, "num_encoder_layers", "num_decoder_layers", "num_tasks", most=MAX_LAYERS)
+        require_positive(self, "num_encoder_layers", least=0, most=MAX_LAYERS)
+        require_positive(self, "num_decoder_layers", "num_tasks", most=MAX_LAYERS)

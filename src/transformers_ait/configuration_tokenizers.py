@@ -10,8 +10,13 @@ from .map_kinds_ait import IGNORED_CLASS, MAP_KINDS, MapKind
 
 
 class MapTokenizer:
-    """What every tokenizer configuration derives from its kind of map, image size and downsample ratio."""
+    """What every tokenizer configuration derives from its kind of map, image size and downsample ratio.
 
+    Attributes:
+        encodes_images: whether codes are made of images, in place of maps.
+    """
+
+    encodes_images = False
     image_size: int
     downsample_ratio: int
     map_kind: str | None

@@ -110,6 +110,7 @@ class DenseDecoderConfig(MapTokenizer, AiTBaseConfig):
         self.backbone_config = backbone or AiTSwinV2Config(**stages)
         if isinstance(self.teacher_config, PreTrainedConfig):
             self.teacher_config = self.teacher_config.to_dict()
+        self.teacher_config = _numbered(self.teacher_config)
         check_list("feature_shapes", self.feature_shapes, "(channels, height, width) of the task head's inputs")
         self.feature_shapes = [list(shape) for shape in self.feature_shapes]  # as JSON gives them back
         self._settle_channels(kwargs)
@@ -170,6 +171,15 @@ class DenseDecoderConfig(MapTokenizer, AiTBaseConfig):
                 "image_mean and image_std must both be given, three values each and no deviation of 0, got "
                 f"{self.image_mean} and {self.image_std}."
             )
+
+
+def _numbered(value: Any) -> Any:
+    """Nested dictionaries with numbers as keys where JSON, which sorts "10" before "2", gives them back as text."""
+    if not isinstance(value, Mapping):
+        return value
+    if value and all(isinstance(key, str) and key.isdecimal() for key in value):
+        value = dict(sorted((int(key), entry) for key, entry in value.items()))
+    return {key: _numbered(entry) for key, entry in value.items()}
 
 
 def _is_size(value: Any) -> bool:

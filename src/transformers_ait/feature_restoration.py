@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from .configuration_unipixtask import DenseDecoderConfig
 from .layer_states_ait import LayerStates
@@ -19,6 +20,15 @@ def fit_map(x: Tensor, height: int, width: int) -> Tensor:
     if x.shape[-2] >= height and x.shape[-1] >= width:
         return F.adaptive_avg_pool2d(x, (height, width))
     return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def init_convolution(module: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """PyTorch's default for convolutions, whatever their width."""
+    fan_in = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.weight[:, 0].numel()
+    init.uniform_(module.weight, -(fan_in**-0.5), fan_in**-0.5)
+    if module.bias is not None:
+        init.uniform_(module.bias, -(fan_in**-0.5), fan_in**-0.5)
 
 
 class FeaturePyramid(nn.Module):
@@ -143,4 +153,4 @@ class DecodedMapping(nn.Module):
         return self.output(self.smooth_transformer(self.spatial_restoration(x), states))
 
 
-__all__ = ["Compression", "DecodedMapping", "FeaturePyramid", "fit_map"]
+__all__ = ["Compression", "DecodedMapping", "FeaturePyramid", "fit_map", "init_convolution"]

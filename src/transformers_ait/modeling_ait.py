@@ -15,8 +15,9 @@ from .mask_geometry_ait import crop_masks
 from .modeling_ait_base import AiTModel, AiTPreTrainedModel
 from .modeling_ait_vqvae import AiTVQVAEModel
 from .modeling_bin_tokenizer import AiTBinTokenizer
+from .modeling_dense_decoder import DenseDecoderModel
 from .outputs_ait import AiTOutput
-from .prediction_ait import AiTPredictor, detokenize, state_fields
+from .prediction_ait import AiTPredictor, Tokenizer, detokenize, state_fields
 from .sequence_ait import (
     HEADER_LENGTH,
     IGNORE_INDEX,
@@ -34,11 +35,29 @@ from .token_vocabulary import DEPTH_TASK
 
 InstanceLabels = Sequence[Mapping[str, Tensor]]
 DenseLabels = Mapping[str, Tensor]
+DenseCodes = Mapping[str, Tensor]
+# By model type, not class: remote code may hold a second copy of a configuration class.
+TOKENIZERS: dict[str, type[Tokenizer]] = {
+    "ait_bin_tokenizer": AiTBinTokenizer,
+    "ait_vqvae": AiTVQVAEModel,
+    "dense_decoder": DenseDecoderModel,
+}
 
 
-def _build_tokenizer(config: Any) -> AiTVQVAEModel | AiTBinTokenizer:
-    tokenizer = AiTBinTokenizer(config) if config.model_type == "ait_bin_tokenizer" else AiTVQVAEModel(config)
-    return tokenizer.requires_grad_(False).eval()
+def _build_tokenizer(config: Any) -> Tokenizer:
+    return TOKENIZERS[config.model_type](config).requires_grad_(False).eval()
+
+
+def _maps_and_codes(
+    depth_labels: Tensor | None, dense_labels: DenseLabels | None, dense_codes: DenseCodes | None
+) -> tuple[DenseLabels, DenseCodes]:
+    """What a call gives to learn from, by task; an error where it gives an empty mapping."""
+    maps = dict(dense_labels or {}) | ({} if depth_labels is None else {DEPTH_TASK: depth_labels})
+    codes = dict(dense_codes or {})
+    if not maps and not codes and (dense_labels is not None or dense_codes is not None):
+        empty, what = ("dense_labels", "maps") if dense_labels is not None else ("dense_codes", "codes")
+        raise ValueError(f"{empty} is empty; give {what} of at least one task, or leave it out to predict.")
+    return maps, codes
 
 
 class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
@@ -87,9 +106,10 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
         dense_labels: DenseLabels | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        dense_codes: DenseCodes | None = None,
         **kwargs: Any,
     ) -> AiTOutput | tuple:
-        """Training loss with labels, the decoded prediction without.
+        """Training loss with labels or codes, the decoded prediction without.
 
         Args:
             pixel_values: (B, 3, H, W), zero-padded at bottom and right to the model's size; for dense tasks without
@@ -110,23 +130,24 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
                 does not count for that task.
             output_hidden_states: also return hidden states of encoder and decoder; without labels see `generate`.
             output_attentions: also return their attention weights; they then write the softmax out.
+            dense_codes: codes (B, h, w) int64 by task, of dense tasks whose tokenizer is a dense decoder: what
+                `dense_decoder.encode` makes of the same images. Such tasks take no labels; their auxiliary loss
+                compares with the maps that these codes decode to. They share the pass of `dense_labels`.
             kwargs: what transformers may hand to any model; it changes nothing here.
 
         Raises:
             TypeError: another argument.
-            ValueError: unknown task, `task` and `task_ids` that differ, labels of another task, or shapes and values
-                that the task cannot use.
+            ValueError: unknown task, `task` and `task_ids` that differ, labels or codes of another task, or shapes and
+                values that the task cannot use.
         """
         self.check_kwargs(kwargs)
-        maps = dict(dense_labels or {}) | ({} if depth_labels is None else {DEPTH_TASK: depth_labels})
-        if dense_labels is not None and not maps:
-            raise ValueError("dense_labels is empty; give maps of at least one task, or leave it out to predict.")
-        named_by_maps = maps and task is None and task_ids is None
-        tasks = self._resolve_tasks(list(maps) if named_by_maps else task, task_ids)
-        self._check_labels(tasks, maps, instance_labels)
+        maps, codes = _maps_and_codes(depth_labels, dense_labels, dense_codes)
+        given = [*maps, *codes]
+        tasks = self._resolve_tasks(given if given and task is None and task_ids is None else task, task_ids)
+        self._check_labels(tasks, maps, codes, instance_labels)
         asked = LayerStates.asked(self.config, output_hidden_states, output_attentions)
-        if maps:
-            output = self._dense_loss(pixel_values, maps, asked)
+        if given:
+            output = self._dense_loss(pixel_values, maps, codes, asked)
         elif instance_labels is not None:
             output = self._object_loss(pixel_values, tasks[0], instance_labels, asked)
         else:
@@ -138,6 +159,7 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
     def _counted_pass(self, input_dict: Mapping[str, Any]) -> list[str]:
         """The tasks that a forward pass is about."""
         maps = [*(input_dict.get("dense_labels") or ()), *([DEPTH_TASK] if "depth_labels" in input_dict else ())]
+        maps += input_dict.get("dense_codes") or ()
         return self._resolve_tasks(input_dict.get("task") or maps or None, input_dict.get("task_ids"))
 
     def _run_counted(self, images: Tensor, what: list[str]) -> None:
@@ -148,30 +170,57 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
         for hidden in decoder.forward_together(inputs, memory):
             decoder.logits(hidden)
 
-    def _check_labels(self, tasks: Sequence[str], maps: DenseLabels, instance_labels: InstanceLabels | None) -> None:
-        """Raise a ValueError for labels of other tasks."""
-        objects = [name for name in tasks if name not in self.config.dense]
-        if maps and set(maps) != set(tasks):
+    def _check_labels(
+        self, tasks: Sequence[str], maps: DenseLabels, codes: DenseCodes, instance_labels: InstanceLabels | None
+    ) -> None:
+        """Raise a ValueError for labels or codes of other tasks."""
+        dense = self.config.dense
+        objects = [name for name in tasks if name not in dense]
+        needless = [name for name in maps if name in dense and dense[name].tokenizer_config.encodes_images]
+        if needless:
+            raise ValueError(
+                f"dense_labels of {needless} are not needed: their tokenizers are dense decoders, whose codes are of "
+                "images. Give dense_codes={task: dense_decoder.encode(pixel_values)} in their place."
+            )
+        unseen = [name for name in codes if name in dense and not dense[name].tokenizer_config.encodes_images]
+        if unseen:
+            raise ValueError(
+                f"dense_codes are for tasks with a dense decoder as tokenizer, got those of {unseen}, whose tokenizers "
+                "make the codes of labels; give dense_labels in their place."
+            )
+        if (maps or codes) and {*maps, *codes} != set(tasks):
             wanted = "instance_labels" if objects else f"dense_labels of {tasks}"
-            raise ValueError(f"task {tasks} takes {wanted} alone, got maps of {list(maps)}.")
+            got = " and ".join([f"maps of {list(maps)}"] * bool(maps) + [f"codes of {list(codes)}"] * bool(codes))
+            raise ValueError(f"task {tasks} takes {wanted} alone, got {got}.")
         if instance_labels is not None and objects != tasks[:1]:
             raise ValueError(
                 f"instance_labels are of one object task, got task {tasks}; dense tasks take dense_labels, depth also "
                 "depth_labels."
             )
 
-    def _dense_loss(self, pixel_values: Tensor, labels: DenseLabels, asked: LayerStates) -> AiTOutput:
+    def _dense_loss(
+        self, pixel_values: Tensor, labels: DenseLabels, codes: DenseCodes, asked: LayerStates
+    ) -> AiTOutput:
         """Cross-entropy, and the auxiliary loss through the frozen detokenizers (AiT, arXiv 2301.02229)."""
-        self._check_map_sizes(pixel_values, labels)
+        self._check_map_sizes(pixel_values, [*labels, *codes])
+        if pixel_values.ndim != 4:
+            what = "labels" if labels else "codes"
+            raise ValueError(
+                f"pixel_values must be (batch, channels, height, width) beside {what}, got {tuple(pixel_values.shape)}."
+            )
         maps = {task: self._tokenizer_maps(task, pixel_values, native) for task, native in labels.items()}
         sequences = {task: self._map_sequence(task, values) for task, values in maps.items()}
+        for task, given in codes.items():
+            sequences[task] = self._code_sequence(task, given, len(pixel_values))
+            if self.config.soft_decode:
+                maps[task] = self._maps_of_codes(task, given, pixel_values.shape[2:])
         input_ids = {task: ids for task, (ids, _) in sequences.items()}
         logits, fields = self._teacher_forced_logits(pixel_values, input_ids, asked)
         counts = self._supervised_counts({task: target_ids for task, (_, target_ids) in sequences.items()})
         losses: dict[str, Tensor] = {}
         parts: dict[str, Tensor] = {}
         for task, (_, target_ids) in sequences.items():
-            found = self._map_loss(task, logits[task], target_ids, maps[task], counts[task])
+            found = self._map_loss(task, logits[task], target_ids, maps.get(task), counts[task])
             cross_entropy, auxiliary, losses[task] = found
             parts |= {f"{task}_ce": cross_entropy.detach(), f"{task}_aux": auxiliary.detach()}
         joined = torch.cat(list(logits.values()), dim=1) if len(logits) > 1 else next(iter(logits.values()))
@@ -179,7 +228,7 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
         return AiTOutput(loss=loss, loss_dict=parts, task_losses=losses, logits=joined, **fields)
 
     def _map_loss(
-        self, task: str, logits: Tensor, target_ids: Tensor, maps: Tensor, count: Tensor
+        self, task: str, logits: Tensor, target_ids: Tensor, maps: Tensor | None, count: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Cross-entropy, auxiliary loss and weighted sum of one task.
 
@@ -187,13 +236,13 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
             task: its name.
             logits: (B, L, V).
             target_ids: (B, L).
-            maps: (B, C, S, S), the truth in tokenizer form.
+            maps: (B, C, S, S), the truth in tokenizer form; needed where decoding is soft.
             count: supervised tokens of the task, averaged over processes.
         """
         spec = self.config.dense[task]
         cross_entropy = token_cross_entropies(logits, target_ids).sum() / count
         auxiliary = logits.new_zeros((), dtype=torch.float32)
-        if self.config.soft_decode:
+        if self.config.soft_decode and maps is not None:
             code_logits = logits[..., self.config.vocabulary.codes(task).rows]
             decoded = detokenize(self.tokenizer(task), code_logits, soft=True)
             auxiliary = spec.map_kind.auxiliary_loss(decoded, maps)
@@ -207,6 +256,35 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
             codes = self.tokenizer(task).encode(maps)
         supervised = self.config.dense[task].map_kind.valid(maps).flatten(1).any(1)
         return map_sequence(codes, supervised, self.config.vocabulary.codes(task))
+
+    def _code_sequence(self, task: str, codes: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Input ids (B, L - 1) and target ids (B, L) of codes (B, h, w) of images, all of which are supervised."""
+        config, name = self.config.dense[task].tokenizer_config, f"dense_codes[{task!r}]"
+        expected = (batch, config.grid_size, config.grid_size)
+        if tuple(codes.shape) != expected or codes.is_floating_point():
+            raise ValueError(
+                f"{name} must be whole numbers of shape {expected}, one per token of the images, got {codes.dtype} of "
+                f"{tuple(codes.shape)}; take them from encode of the dense decoder that the tokenizer was made of."
+            )
+        least, most = (int(x) for x in codes.aminmax())
+        if least < 0 or most >= config.num_codes:
+            raise ValueError(
+                f"{name} must lie in [0, {config.num_codes}), the codes that the vocabulary has for this task, got "
+                f"{least if least < 0 else most}: the dense decoder has another codebook. Encode with the one that the "
+                "tokenizer was made of."
+            )
+        supervised = torch.ones(batch, dtype=torch.bool, device=codes.device)
+        return map_sequence(codes.long(), supervised, self.config.vocabulary.codes(task))
+
+    @torch.no_grad()
+    def _maps_of_codes(self, task: str, codes: Tensor, size: Sequence[int]) -> Tensor:
+        """What codes (B, h, w) of images of (height, width) decode to, as labels in tokenizer form (B, C, S, S)."""
+        spec = self.config.dense[task]
+        kind = spec.map_kind
+        with torch.autocast(codes.device.type, enabled=False):
+            decoded = self.tokenizer(task).decode(codes).float()
+        native = kind.finish(kind.to_average(kind.from_tokenizer(decoded)), None)
+        return kind.to_tokenizer(self._padded(task, native[..., : size[0], : size[1]]), spec.channels)
 
     def _object_loss(
         self, pixel_values: Tensor, task: str, instance_labels: InstanceLabels, asked: LayerStates
@@ -325,15 +403,15 @@ class AiTForDenseAndInstancePrediction(AiTPredictor, AiTPreTrainedModel):
     def _tokenizer_maps(self, task: str, pixel_values: Tensor, labels: Tensor) -> Tensor:
         """Maps (B, C, S, S) in tokenizer form of native ones, which are padded to the tokenizer's size."""
         spec, name = self.config.dense[task], "depth_labels" if task == DEPTH_TASK else f"dense_labels[{task!r}]"
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                f"pixel_values must be (batch, channels, height, width) beside labels, got {tuple(pixel_values.shape)}."
-            )
         if spec.map_kind.has_scores and not labels.is_floating_point():
             labels = labels.long()
         batch, (height, width) = len(pixel_values), pixel_values.shape[2:]
         spec.map_kind.check_shape(labels, (batch, height, width), spec.channels, name)
         spec.map_kind.check(labels, spec.channels, name)
+        return spec.map_kind.to_tokenizer(self._padded(task, labels), spec.channels)
+
+    def _padded(self, task: str, native: Tensor) -> Tensor:
+        """Native maps with invalid pixels at bottom and right, up to the tokenizer's size."""
+        spec, (height, width) = self.config.dense[task], native.shape[-2:]
         size = spec.tokenizer_config.image_size
-        padded = F.pad(labels, (0, size - width, 0, size - height), value=spec.map_kind.invalid)
-        return spec.map_kind.to_tokenizer(padded, spec.channels)
+        return F.pad(native, (0, size - width, 0, size - height), value=spec.map_kind.invalid)

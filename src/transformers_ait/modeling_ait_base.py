@@ -11,6 +11,7 @@ from transformers import initialization as init
 from transformers.utils import logging
 
 from .configuration_ait import AiTConfig
+from .feature_restoration import FeaturePyramid, init_convolution
 from .layer_states_ait import LayerStates
 from .modeling_ait_swinv2 import AiTSwinV2Backbone
 from .modeling_token_decoder import AiTEncoder, AiTTokenDecoder, sine_table
@@ -114,6 +115,8 @@ class AiTPreTrainedModel(AiTBaseModel):
         std = self.config.decoder_config.initializer_range
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
+        elif isinstance(module, nn.Conv2d):  # of the feature pyramid; backbones start as their own classes say
+            init_convolution(module)
         elif isinstance(module, AiTEncoder):
             init.copy_(module.positions, sine_table(module.grid_size, module.config.hidden_size))
         elif isinstance(module, AiTTokenDecoder):
@@ -133,7 +136,10 @@ class AiTModel(AiTPreTrainedModel):
     def __init__(self, config: AiTConfig):
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config)
-        self.encoder = AiTEncoder(config.decoder_config, self.backbone.channels[-1], config.grid_size)
+        width, channels = config.decoder_config.hidden_size, self.backbone.channels
+        self.pyramid = FeaturePyramid(channels, width) if config.feature_pyramid else None
+        in_channels = channels[-1] if self.pyramid is None else width
+        self.encoder = AiTEncoder(config.decoder_config, in_channels, config.grid_size)
         self.decoder = AiTTokenDecoder(
             config.decoder_config, config.vocabulary.size, config.parallel, config.num_task_rows
         )
@@ -150,13 +156,18 @@ class AiTModel(AiTPreTrainedModel):
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Backbone map (B, C, h, w) of images (B, 3, H, W), zero-padded at bottom and right to the model's size.
 
+        With `feature_pyramid` it is the sum of all maps, as wide as the decoder.
+
         Raises:
             ValueError: an image is larger than the model's size, or the backbone's stride is not the configured one.
         """
         size = self.config.image_size
         # Not self.dtype, which replicas of nn.DataParallel cannot answer.
         padded = pad_images(pixel_values.to(self.decoder.token_embeddings.dtype), size)
-        feature_map = self.backbone(padded).feature_maps[-1]
+        feature_maps = self.backbone(padded).feature_maps
+        if self.pyramid is not None:
+            return self.pyramid(feature_maps, self.config.grid_size)
+        feature_map = feature_maps[-1]
         grid = (self.config.grid_size, self.config.grid_size)
         if feature_map.shape[2:] != grid:
             raise ValueError(

@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_unipixtask import DenseDecoderConfig
 from .distributed_ait import gather_over_processes
-from .feature_restoration import Compression, DecodedMapping, FeaturePyramid
+from .feature_restoration import Compression, DecodedMapping, FeaturePyramid, init_convolution
 from .layer_states_ait import LayerStates
 from .modeling_ait_base import build_backbone, entrance, pad_images
 from .pretrained_ait import AiTBaseModel
@@ -111,11 +111,7 @@ class DenseDecoderModel(AiTBaseModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            # PyTorch's default for convolutions, whatever their width.
-            fan_in = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.weight[:, 0].numel()
-            init.uniform_(module.weight, -(fan_in**-0.5), fan_in**-0.5)
-            if module.bias is not None:
-                init.uniform_(module.bias, -(fan_in**-0.5), fan_in**-0.5)
+            init_convolution(module)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, VectorQuantizer):
@@ -144,8 +140,15 @@ class DenseDecoderModel(AiTBaseModel):
         # transformers decorates `to` in a way that type checkers do not see through.
         return twin.to(self.device).train(self.training)  # type: ignore[arg-type]
 
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images ([B,] 3, H, W) in [0, 1] as `encode` takes them, with the teacher's mean and standard deviation."""
+        if self.config.image_mean is None:
+            return images
+        mean, std = (images.new_tensor(x)[:, None, None] for x in (self.config.image_mean, self.config.image_std))
+        return (images - mean) / std
+
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Codes (B, h, w) of images (B, 3, H, W), zero-padded to the model's size.
+        """Codes (B, h, w) of images (B, 3, H, W) as the teacher takes them, zero-padded to the model's size.
 
         Raises:
             ValueError: the images are larger, or the model has no encoded mapping.
@@ -228,8 +231,14 @@ class DenseDecoderModel(AiTBaseModel):
         self.decoder(self._encoder_vectors(images))
 
     def get_input_embeddings(self) -> nn.Module:
-        """The module that the image enters: the backbone's patch embedding or first convolution."""
-        return entrance(self._encoder.backbone)
+        """The module that the image enters: the backbone's patch embedding or first convolution.
+
+        Raises:
+            NotImplementedError: no image enters a model without encoded mapping; transformers then passes on.
+        """
+        if self.encoder is None:
+            raise NotImplementedError("This dense decoder has no encoded mapping (has_encoder is False).")
+        return entrance(self.encoder.backbone)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the backbone's patch embedding, where it has one."""

@@ -47,9 +47,17 @@ class AiTPlainDenseHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Map (B, C, S, S) float32 in tokenizer form, of the backbone's maps (B, channels, h, w), finest first."""
+        return self.read_out(self.fuse(features))
+
+    def fuse(self, features: Sequence[Tensor]) -> Tensor:
+        """One map (B, width, h, w), as fine as the finest of the backbone's."""
         x, *others = [lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)][::-1]
         for finer in others:
             x = finer + _resized(x, *finer.shape[-2:])
+        return x
+
+    def read_out(self, x: Tensor) -> Tensor:
+        """Map (B, C, S, S) float32 in tokenizer form, of the fused one."""
         for block in self.blocks:
             x = block(x if x.shape[-1] * OUTPUT_STRIDE >= self.size else _resized(x, *(2 * s for s in x.shape[-2:])))
         maps = _resized(self.output(x).float(), self.size, self.size)

@@ -11,6 +11,7 @@ from .decoding_tokens import DecodedTokens, DecodingRequest, decode_in_parallel,
 from .layer_states_ait import LayerStates
 from .modeling_ait_vqvae import AiTVQVAEModel
 from .modeling_bin_tokenizer import AiTBinTokenizer
+from .modeling_dense_decoder import DenseDecoderModel
 from .outputs_ait import AiTOutput, DenseMaps
 from .sequence_ait import (
     CLASS_POSITION,
@@ -22,6 +23,7 @@ from .sequence_ait import (
 )
 from .token_vocabulary import DEPTH_TASK
 
+Tokenizer = AiTVQVAEModel | AiTBinTokenizer | DenseDecoderModel
 # Masks detokenized at a time; bounds the activations of the mask decoder.
 MASK_GROUP = 256
 
@@ -35,7 +37,7 @@ class AiTPredictor:
     mask_tokenizer: Any
     dense_tokenizers: Any
 
-    def tokenizer(self, task: str) -> AiTVQVAEModel | AiTBinTokenizer:
+    def tokenizer(self, task: str) -> Tokenizer:
         """The frozen tokenizer of a dense task, or of the masks of "instance"."""
         if task in OBJECT_TASKS:
             return self.mask_tokenizer
@@ -363,7 +365,7 @@ def _with_views(output: AiTOutput, views: tuple[int, ...]) -> AiTOutput:
     return AiTOutput(**fields)
 
 
-def detokenize(tokenizer: AiTVQVAEModel | AiTBinTokenizer, code_logits: Tensor, soft: bool) -> Tensor:
+def detokenize(tokenizer: Tokenizer, code_logits: Tensor, soft: bool) -> Tensor:
     """Maps (B, C, S, S) in tokenizer form of code logits (B, L, K), in float32 also under autocast."""
     side = tokenizer.config.grid_size
     with torch.autocast(code_logits.device.type, enabled=False):

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import PreTrainedConfig
 
 from .configuration_checks_ait import resolve_sub_config
@@ -79,8 +80,13 @@ def describe_teacher(teacher: TaskModel, image_size: int) -> dict[str, Any]:
 
 def fingerprint(teacher: TaskModel) -> str:
     """SHA-256 of a task model's weights, backbone and head, with their names and shapes."""
+    return weights_fingerprint(teacher.model)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of any model's weights and buffers in float32, with their names and shapes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(teacher.model.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().to(torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -114,4 +120,11 @@ def _adapter(config: PreTrainedConfig) -> type[TaskModel]:
     return TASK_MODELS[config.model_type]
 
 
-__all__ = ["build_task_head", "check_same_teacher", "describe_teacher", "fingerprint", "load_task_model"]
+__all__ = [
+    "build_task_head",
+    "check_same_teacher",
+    "describe_teacher",
+    "fingerprint",
+    "load_task_model",
+    "weights_fingerprint",
+]

@@ -87,6 +87,9 @@ class TaskModel(nn.Module):
         """Keep the head alone; `features` is not possible then."""
         parent, _, name = self.backbone_path.rpartition(".")
         setattr(self.model.get_submodule(parent), name, GivenMaps())
+        for module in self.model.modules():
+            if isinstance(module, PreTrainedModel):
+                module.get_input_embeddings = _no_entrance  # type: ignore[method-assign]
 
     def features(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Feature maps, each (B, C, h, w), of images (B, 3, S, S)."""
@@ -241,6 +244,9 @@ class Mask2FormerTaskModel(MaskFormerTaskModel):
 class PlainTaskModel(TaskModel):
     """One task of this package's plain decoders (`AiTPlainDenseModel`).
 
+    Its features are the fused map, its head the rest: backbone maps hold all that other tasks need too, in ranges that
+    few codes do not reach.
+
     Raises:
         ValueError: the model has no such task.
     """
@@ -274,10 +280,11 @@ class PlainTaskModel(TaskModel):
         return self.model.config.dense[self._task].channels
 
     def drop_backbone(self) -> None:
-        """See `TaskModel.drop_backbone`; decoders of other tasks go too."""
+        """See `TaskModel.drop_backbone`; what fuses its maps goes too, and decoders of other tasks."""
         super().drop_backbone()
         for other in [name for name in self.model.heads if name != self._task]:
             del self.model.heads[other]
+        del self.model.heads[self._task].laterals
 
     def features(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """See `TaskModel.features`.
@@ -286,7 +293,7 @@ class PlainTaskModel(TaskModel):
             ValueError: images that are not of the teacher's size.
         """
         self._check_size(*pixel_values.shape[-2:])
-        return self.model.get_image_features(pixel_values)
+        return (self.model.heads[self._task].fuse(self.model.get_image_features(pixel_values)),)
 
     def output(self, features: tuple[Tensor, ...], size: int) -> Any:
         """The decoder's map (B, C, S, S), in tokenizer form.
@@ -295,7 +302,7 @@ class PlainTaskModel(TaskModel):
             ValueError: a size that is not the teacher's.
         """
         self._check_size(size)
-        return self.model.heads[self._task](features)
+        return self.model.heads[self._task].read_out(features[0])
 
     def forward(self, features: tuple[Tensor, ...], size: int) -> Tensor:
         """See `TaskModel.forward`."""
@@ -307,6 +314,11 @@ class PlainTaskModel(TaskModel):
                 f"The teacher takes images of its image_size {self.model.config.image_size} alone, got {sides}; set "
                 "image_size of the dense decoder to that."
             )
+
+
+def _no_entrance() -> nn.Module:
+    """No image enters a head; transformers looks for where one does in all models that a model consists of."""
+    raise NotImplementedError("A task head without its backbone has no input embeddings.")
 
 
 TASK_MODELS: dict[str, type[TaskModel]] = {

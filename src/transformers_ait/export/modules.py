@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from ..map_kinds_ait import MapKind
 from ..modeling_ait import AiTForDenseAndInstancePrediction
-from ..modeling_ait_vqvae import AiTVQVAEModel
-from ..modeling_bin_tokenizer import AiTBinTokenizer
 from ..modeling_token_decoder import AiTAttention, AiTDecoderBlock
+from ..prediction_ait import Tokenizer
 
 
 class ParallelMap(nn.Module):
@@ -113,7 +112,7 @@ class Detokenizer(nn.Module):
         kind: of a dense task's map; None are masks.
     """
 
-    def __init__(self, tokenizer: AiTVQVAEModel | AiTBinTokenizer, soft: bool, kind: MapKind | None):
+    def __init__(self, tokenizer: Tokenizer, soft: bool, kind: MapKind | None):
         super().__init__()
         self.tokenizer = tokenizer
         self.soft = soft

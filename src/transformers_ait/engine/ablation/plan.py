@@ -139,7 +139,7 @@ def _measurement(suite: Suite, training: Training, config: Mapping[str, Any], ta
 
 def _ceiling(suite: Suite, training: Training) -> Measurement:
     """Of a trained tokenizer, or of the one inside a task-solver."""
-    if training.script == "vqvae":
+    if training.script in ("vqvae", "dense_decoder"):
         return _measurement(suite, training, {}, None)
     plain = _measurement(suite, training, {}, suite.task)
     return replace(plain, key=content_key({"measurement": plain.key, "tokenizer": True}), tokenizer=True)

@@ -22,6 +22,7 @@ from ..recipes.reading import build_recipe
 from ..reporting.log import LOG_FILE, read_log
 from ..run_files import replace_text
 from ..tasks.dense import train_dense
+from ..tasks.dense_decoder import train_dense_decoder
 from ..tasks.instances import train_instance
 from ..tasks.joint import train_joint
 from ..tasks.vqvae import train_vqvae
@@ -36,6 +37,7 @@ TRAIN: dict[str, Callable[[Any], Path]] = {
     "depth": train_dense,
     "instance": train_instance,
     "joint": train_joint,
+    "dense_decoder": train_dense_decoder,
 }
 DONE_FILE = "training.json"
 CONFIG_FILE = "config.json"

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ...metrics import COCO_METRICS, MAP_METRICS
+from ..recipes.dense_decoder import DenseDecoderRecipe
 from ..recipes.joint import JointRecipe
 from ..recipes.reading import RecipeError, build_recipe, parse_yaml
 from ..recipes.scripts import DenseRecipe, DepthRecipe, InstanceRecipe, VQVAERecipe
@@ -34,6 +35,7 @@ RECIPE_CLASSES: dict[str, type[Any]] = {
     "depth": DepthRecipe,
     "instance": InstanceRecipe,
     "joint": JointRecipe,
+    "dense_decoder": DenseDecoderRecipe,
 }
 OBJECT_METRICS = tuple(f"{kind}_{name}" for kind in ("box", "mask", "boundary") for name in COCO_METRICS)
 METRICS = tuple(dict.fromkeys([name for kind in MAP_METRICS.values() for name in kind.names] + list(OBJECT_METRICS)))
@@ -52,7 +54,7 @@ class Step:
 
     Args:
         name: in the suite.
-        script: which recipe it is: vqvae, dense, depth, instance or joint.
+        script: which recipe it is: vqvae, dense, depth, instance, joint or dense_decoder.
         values: of the recipe, the step's own changes in them; `${name}` stands for the folder of another step's model.
     """
 

@@ -14,12 +14,15 @@ from torch import Tensor
 
 from ...configuration_plain_dense import AiTPlainDenseConfig
 from ...configuration_tokenizers import AiTVQVAEConfig
+from ...configuration_unipixtask import DenseDecoderConfig
 from ...image_processing_ait_dense import AiTDenseImageProcessor
 from ...metrics import MAP_METRICS, NYU_EVAL_CROP
 from ...metrics.depth import NYU_IMAGE_SIZE
 from ...modeling_ait import AiTForDenseAndInstancePrediction
 from ...modeling_ait_vqvae import AiTVQVAEModel
+from ...modeling_dense_decoder import DenseDecoderModel
 from ...modeling_plain_dense import AiTPlainDenseModel
+from ...outputs_ait import AiTOutput, DenseMaps
 from ...visualization import PanelRow, dense_panel
 from ..loop.evaluation_batches import evaluate_in_batches
 from ..tasks.dense_data import DenseRows
@@ -95,6 +98,11 @@ class DenseEvaluation:
         if isinstance(config, AiTPlainDenseConfig):
             plain = AiTPlainDenseModel.from_pretrained(checkpoint.folder).eval().to(device)
             yield "plain decoder", partial(self._predict, checkpoint.dense, processor, plain)
+            return
+        if isinstance(config, DenseDecoderConfig):
+            (task,) = checkpoint.dense
+            decoder = DenseDecoderModel.from_pretrained(checkpoint.folder).eval().to(device)
+            yield "dense decoder", partial(self._predict, checkpoint.dense, processor, partial(decoded, decoder, task))
             return
         model = AiTForDenseAndInstancePrediction.from_pretrained(checkpoint.folder).eval().to(device)
         modes = [("parallel", {})] if config.parallel else token_modes(config, self.settings.soft_only)
@@ -214,6 +222,19 @@ class DenseEvaluation:
             constant = kind.from_tokenizer(values[None, :, None, None].expand(-1, -1, *size))[0]
             found.append({column: kind.finish(constant, None)})
         return found
+
+
+def decoded(model: DenseDecoderModel, task: str, pixel_values: Tensor) -> AiTOutput:
+    """Native maps of a dense decoder alone, images to codes to maps, in the form that image processors take.
+
+    Args:
+        model: the dense decoder, with its encoded mapping.
+        task: name of its maps.
+        pixel_values: (B, [views,] 3, S, S).
+    """
+    maps = model(pixel_values.flatten(0, -4)).maps
+    native = model.config.kind.from_tokenizer(maps.float()).unflatten(0, pixel_values.shape[:-3])
+    return AiTOutput(dense_maps=DenseMaps({task: native}))
 
 
 def mean_figures(task: str, target: DenseTarget, statistics: Sequence[Any]) -> dict[str, float]:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import datasets
 from datasets.exceptions import DatasetsError
@@ -15,12 +15,14 @@ from transformers import AutoConfig, AutoImageProcessor
 from ...configuration_ait import AiTConfig
 from ...configuration_plain_dense import AiTPlainDenseConfig
 from ...configuration_tokenizers import AiTVQVAEConfig
+from ...configuration_unipixtask import DenseDecoderConfig
 from ...data import SyntheticRooms  # noqa: F401 - importing the package registers its builders
 from ...map_kinds_ait import MAP_KINDS, MapKind
+from ..tasks.dense_decoder import map_name
 
 WEIGHT_FILES = ("model*.safetensors*", "pytorch_model*.bin*")
 OBJECTS_COLUMN = "objects"
-Config = AiTConfig | AiTVQVAEConfig | AiTPlainDenseConfig
+Config = AiTConfig | AiTVQVAEConfig | AiTPlainDenseConfig | DenseDecoderConfig
 PROCESSOR_FILE = "preprocessor_config.json"
 
 
@@ -178,9 +180,14 @@ def inspect_checkpoint(folder: str | Path, settings: EvaluationSettings, columns
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, TypeError, OSError, StrictDataclassError) as error:
         raise EvaluationError(f"{folder}/config.json cannot be read: {error}") from error
-    if not isinstance(config, AiTConfig | AiTVQVAEConfig | AiTPlainDenseConfig):
-        kinds = [AiTConfig.model_type, AiTVQVAEConfig.model_type, AiTPlainDenseConfig.model_type]
+    if not isinstance(config, Config):
+        kinds = [allowed.model_type for allowed in get_args(Config)]
         raise EvaluationError(f"{folder} is of model_type {config.model_type!r}; this evaluates {kinds}.")
+    if not getattr(config, "has_encoder", True):
+        raise EvaluationError(
+            f"{folder} is a dense decoder without encoded mapping (has_encoder is false in its config.json): it makes "
+            "no codes of images. Evaluate the whole one, as run_dense_decoder.py writes it."
+        )
     if getattr(config, "initialization_only", False):
         raise EvaluationError(
             f"{folder} is an initialisation: part of its weights is untrained, so it cannot predict. Train it, then "
@@ -215,6 +222,10 @@ def _known_tasks(config: Config, settings: EvaluationSettings) -> tuple[dict[str
         if config.kind is MAP_KINDS["mask"]:
             return {}, ["instance"]
         task, channels = settings.task or config.kind.name, cast(int, config.num_channels)
+        names = config.class_names if config.kind.has_scores else None
+        return {task: DenseTarget(config.kind, channels, settings.columns.get(task, task), names)}, []
+    if isinstance(config, DenseDecoderConfig):
+        task, channels = map_name(config), cast(int, config.num_channels)
         names = config.class_names if config.kind.has_scores else None
         return {task: DenseTarget(config.kind, channels, settings.columns.get(task, task), names)}, []
     dense = {

@@ -60,11 +60,13 @@ class JointModelRecipe(InstanceModelRecipe):
         depth_tokenizer: the tokenizer of the task "depth", as in `tokenizers`.
         tokenizers: as in `DenseModelRecipe`.
         align_positions: as in `DenseModelRecipe`.
+        dense_decoder_fingerprints: as in `DenseModelRecipe`.
     """
 
     depth_tokenizer: str | None = None
     tokenizers: dict[str, str] = field(default_factory=dict)
     align_positions: bool = False
+    dense_decoder_fingerprints: dict[str, str] = field(default_factory=dict)
 
 
 @strict
@@ -95,7 +97,13 @@ def instance_part(recipe: JointRecipe) -> InstanceRecipe:
 
 def dense_part(recipe: JointRecipe) -> DepthRecipe:
     """What `DenseTask` needs of a joint recipe."""
-    model = DepthModelRecipe(image_mean=recipe.model.image_mean, image_std=recipe.model.image_std)
+    whole = recipe.model
+    model = DepthModelRecipe(
+        image_mean=whole.image_mean,
+        image_std=whole.image_std,
+        tokenizers=whole.tokenizers,
+        depth_tokenizer=whole.depth_tokenizer,
+    )
     return DepthRecipe(recipe.depth_data, recipe.optim, recipe.run, model, recipe.depth_augmentation)
 
 

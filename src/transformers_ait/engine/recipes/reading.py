@@ -248,7 +248,9 @@ def check_config_keys(config: PreTrainedConfig, values: Mapping[str, Any], sourc
         for name in fields
     ]
     for name, value in values.items():
-        if name not in known and name != "model_type":
+        # Backbones of transformers take `out_indices` through a property that no field stands behind.
+        settable = getattr(getattr(type(config), name, None), "fset", None) is not None
+        if name not in known and name != "model_type" and not settable:
             raise _unknown_key(name, path, known, source)
         sub_config = getattr(config, name)
         if isinstance(value, Mapping) and isinstance(sub_config, PreTrainedConfig):

@@ -135,9 +135,12 @@ class DenseModelRecipe(SolverModelRecipe):
     encoder and decoder; without `image_mean` and `image_std` pixels stay in [0, 1].
 
     Args:
-        tokenizers: by task the folder of a trained VQ-VAE, or of a task-solver that holds one for the same task; of its
-            configuration a task's `tokenizer_config` may then give `tau` alone. A task that is not named needs a
-            `tokenizer_config` of model_type "ait_bin_tokenizer", since an untrained VQ-VAE is no tokenizer.
+        tokenizers: by task the folder of a trained VQ-VAE, of a dense decoder (UniPixTask), or of a task-solver that
+            holds one for the same task; of its configuration a task's `tokenizer_config` may then give `tau` alone. A
+            task that is not named needs a `tokenizer_config` of model_type "ait_bin_tokenizer", since an untrained
+            VQ-VAE is no tokenizer. Tasks of a dense decoder are trained on images without labels.
+        dense_decoder_fingerprints: SHA-256 of the weights of every dense decoder, which training writes into
+            `recipe.yaml`: a run is not resumed with another one. Given by hand, the dense decoder must have it.
         align_positions: let every token attend to its own place of the image from the start.
         plain: train `AiTPlainDenseModel` in its place, the baseline without tokens; `config` holds fields of
             `AiTPlainDenseConfig`.
@@ -146,6 +149,7 @@ class DenseModelRecipe(SolverModelRecipe):
     tokenizers: dict[str, str] = field(default_factory=dict)
     align_positions: bool = False
     plain: bool = False
+    dense_decoder_fingerprints: dict[str, str] = field(default_factory=dict)
 
     def validate_plain(self) -> None:
         """The baseline has no tokens."""

@@ -8,9 +8,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...configuration_ait import AiTConfig
 from ...configuration_tokenizers import AiTBinTokenizerConfig, AiTVQVAEConfig
+from ...configuration_unipixtask import DenseDecoderConfig
 from ...map_kinds_ait import DENSE_KINDS
 from ...modeling_ait import AiTForDenseAndInstancePrediction
 from ...modeling_ait_vqvae import AiTVQVAEModel
+from ...modeling_dense_decoder import DenseDecoderModel
 from ...token_vocabulary import DEPTH_TASK
 from .reading import RecipeError
 
@@ -18,6 +20,7 @@ INSTANCE_TASK = "instance"
 # What the fields of recipe and configuration begin with where these tasks stand outside the table of dense tasks.
 PREFIXES = {DEPTH_TASK: "depth", INSTANCE_TASK: "mask"}
 VQVAE, SOLVER = {AiTVQVAEConfig.model_type: "trained VQ-VAE"}, {AiTConfig.model_type: "task-solver"}
+DENSE_DECODER = {DenseDecoderConfig.model_type: "dense decoder"}
 
 
 def require_model(path: str, key: str, known: Mapping[str, str]) -> tuple[Path, str]:
@@ -48,10 +51,11 @@ def require_model(path: str, key: str, known: Mapping[str, str]) -> tuple[Path, 
 
 
 def load_tokenizer(path: str, key: str, task: str) -> PreTrainedModel:
-    """A trained tokenizer.
+    """A trained tokenizer; of a dense decoder what decodes.
 
     Args:
-        path: folder of a VQ-VAE, or of a task-solver that holds the tokenizer of the same task.
+        path: folder of a VQ-VAE, for dense tasks also of a dense decoder, or of a task-solver that holds the tokenizer
+            of the same task.
         key: the recipe's key that names it, for errors.
         task: what it is for.
 
@@ -59,9 +63,11 @@ def load_tokenizer(path: str, key: str, task: str) -> PreTrainedModel:
         FileNotFoundError: the folder holds no model.
         RecipeError: it holds another kind of model, or a task-solver for other tasks.
     """
-    folder, model_type = require_model(path, key, VQVAE | SOLVER)
+    folder, model_type = require_model(path, key, VQVAE | ({} if task == INSTANCE_TASK else DENSE_DECODER) | SOLVER)
     if model_type in VQVAE:
         return AiTVQVAEModel.from_pretrained(folder)
+    if model_type in DENSE_DECODER:
+        return DenseDecoderModel.from_pretrained(folder).without_encoder()
     model = AiTForDenseAndInstancePrediction.from_pretrained(folder)
     if task not in _with_tokenizer(model.config):
         raise RecipeError(
@@ -69,6 +75,28 @@ def load_tokenizer(path: str, key: str, task: str) -> PreTrainedModel:
             "a trained VQ-VAE."
         )
     return model.tokenizer(task)
+
+
+def load_dense_decoder(recipe: Any, task: str) -> DenseDecoderModel:
+    """The dense decoder that a task-solver learns a task's codes from, with its encoded mapping.
+
+    Args:
+        recipe: a recipe's `model` section.
+        task: a dense task whose tokenizer is a dense decoder.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+        RecipeError: the recipe names none, or what it names only decodes.
+    """
+    folders, key = tokenizer_folders(recipe), _key(recipe, task)
+    lacking = "which makes the training codes of images: a task-solver holds of it only what decodes"
+    if task not in folders:
+        raise RecipeError(f"{key} is missing: name the folder of the dense decoder, {lacking}.")
+    folder, model_type = require_model(folders[task], key, DENSE_DECODER | SOLVER | VQVAE)
+    model = DenseDecoderModel.from_pretrained(folder) if model_type in DENSE_DECODER else None
+    if model is None or model.encoder is None:
+        raise RecipeError(f"{key} {folder} has no encoded mapping; name the folder of the dense decoder, {lacking}.")
+    return model.requires_grad_(False).eval()
 
 
 def tokenizer_folders(recipe: Any) -> dict[str, str]:
@@ -205,7 +233,8 @@ def _require_bins(values: Mapping[str, Any], task: str, key: str) -> None:
     other = (
         ""
         if task == INSTANCE_TASK
-        else f", or set {AiTBinTokenizerConfig.model_type} as model_type of model.config.{field}"
+        else f", the folder of a dense decoder of such maps (of run_dense_decoder.py), or set "
+        f"{AiTBinTokenizerConfig.model_type} as model_type of model.config.{field}"
     )
     raise RecipeError(
         f"{key} is missing: give the folder of a VQ-VAE that was trained on {what} (the `model` folder of a "

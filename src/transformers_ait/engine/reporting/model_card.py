@@ -23,6 +23,8 @@ from ..run_files import replace_text
 
 CARD_FILE = "README.md"
 PLACEHOLDER = "PATH/TO/"
+AGREEMENT = "agreement_"
+"""What figures against a model's maps, in place of labels, begin with."""
 _SCRIPTS = {
     "VQVAERecipe": "run_vqvae.py",
     "DenseDecoderRecipe": "run_dense_decoder.py",
@@ -224,9 +226,13 @@ def _introduction(model: PreTrainedModel, recipe: Any) -> str:
         )
     *first, last = (_words(model, task).name or f"maps of {task}" for task in tasks)
     names = f"{', '.join(first)} and {last}" if first else last
-    what = "Plain convolutional decoders, a baseline of AiT," if _is_plain(model) else "AiT task-solver"
+    what, paper = "AiT task-solver", _PAPER
+    if _is_plain(model):
+        what = "Plain convolutional decoders, a baseline of AiT,"
+    elif any(spec.tokenizer_config.encodes_images for spec in model.config.dense.values()):
+        what, paper = "AiT task-solver, as UniPixTask's sequence learner,", f"{_PAPER}, and {_DENSE_DECODER_PAPER}"
     size += f"{'' if _is_plain(model) else ', frozen tokenizers included'}; stored as {recipe.run.save_dtype}"
-    return "\n".join([f"{what} for {names} ({_PAPER}).", "", *_solver_lines(model), size])
+    return "\n".join([f"{what} for {names} ({paper}).", "", *_solver_lines(model), size])
 
 
 def _tokenizer_lines(model: PreTrainedModel) -> list[str]:
@@ -262,9 +268,9 @@ def _solver_lines(model: PreTrainedModel) -> list[str]:
 
 
 def _codes(tokenizer: Any) -> str:
-    kind = "VQ-VAE" if tokenizer.model_type == "ait_vqvae" else "linear bins"
+    kinds = {"ait_vqvae": "VQ-VAE", "ait_bin_tokenizer": "linear bins", "dense_decoder": "dense decoder"}
     side, size = tokenizer.grid_size, tokenizer.image_size
-    return f"{side} x {side} of {tokenizer.num_codes} codes ({kind}) for {size} x {size} pixels"
+    return f"{side} x {side} of {tokenizer.num_codes} codes ({kinds[tokenizer.model_type]}) for {size} x {size} pixels"
 
 
 def _backbone(config: Any) -> str:
@@ -444,6 +450,11 @@ def _limits(model: PreTrainedModel, recipe: Any, facts: RunFacts) -> str:
         lines.append(
             "- A tokenizer predicts nothing: the numbers are of true maps after encoding and decoding, the ceiling "
             "that it sets to a task-solver."
+        )
+    if any(name.partition(AGREEMENT)[1] for name in facts.metrics) and _tasks(model):
+        lines.append(
+            f"- `{AGREEMENT}` figures compare with the maps of the dense decoders whose codes it learns, others with "
+            "labels."
         )
     limits_of_tasks = (_words(model, task).limit for task in _tasks(model))
     lines += dict.fromkeys(f"- {limit}" for limit in limits_of_tasks if limit)

@@ -20,6 +20,7 @@ from ...image_processing_ait_dense import AiTDenseImageProcessor
 from ...image_processing_ait_depth import AiTDepthImageProcessor
 from ...modeling_ait import AiTForDenseAndInstancePrediction
 from ...modeling_plain_dense import AiTPlainDenseModel
+from ...outputs_ait import AiTOutput, DenseMaps
 from ...visualization import PanelRow, dense_panel
 from ..loop.processes import make_accelerator
 from ..loop.sampling import Sample
@@ -27,21 +28,30 @@ from ..loop.trainer import train
 from ..recipes.finetuning import complete_model
 from ..recipes.reading import RecipeError, build_config
 from ..recipes.scripts import DenseModelRecipe, DenseRecipe, DepthRecipe
+from ..recipes.sections import DataRecipe
 from ..recipes.tokenizers import with_tokenizers
+from ..reporting.model_card import AGREEMENT
+from .dense_codes import ImageCodes, check_same_dense_decoders, flat_views, image_tasks, with_image_codes
 from .dense_data import DenseRows, MapsByTask, evaluate_maps, explain_crop, has_valid_pixels, load_dense_rows
 from .initialization import build_task_solver, load_backbone_weights
 from .instance_panel import stack_pictures
 from .saving import save_task_solver
 
+_BESIDE = "agreement of "  # names such maps beside those of labels; no task is called so
+
 
 class DenseTask:
     """Predict maps of all dense tasks of a model; evaluation decodes windows and flips of images, as at inference.
 
+    Tasks of a dense decoder learn the codes of images. They are measured against the dense decoder's own maps, and
+    against labels where the evaluation rows have them.
+
     Args:
         model: a task-solver with its trained tokenizers, or the plain baseline.
-        train_rows: training data.
+        train_rows: training data, with labels of the tasks that are no dense decoder's.
         eval_rows: evaluation data.
         recipe: the run's recipe.
+        image_codes: the dense decoders, where the model has tasks of such.
 
     Raises:
         RecipeError: tokenizers of maps of different sizes.
@@ -53,10 +63,12 @@ class DenseTask:
         train_rows: DenseRows,
         eval_rows: DenseRows,
         recipe: DenseRecipe,
+        image_codes: ImageCodes | None = None,
     ) -> None:
         self.model: Any = model
         self.dense = model.config.dense
-        self.kinds = train_rows.kinds
+        self.kinds = {task: spec.map_kind for task, spec in self.dense.items()}
+        self.image_codes = image_codes
         self.channels: dict[str, Any] = {task: spec.channels for task, spec in self.dense.items()}
         self.train_rows = train_rows
         self.stream = train_rows.stream
@@ -67,7 +79,7 @@ class DenseTask:
         self.processor = self._processor()
         self.transform = dense_training_transform(
             map_size(model.config),
-            self.kinds,
+            train_rows.kinds,
             recipe.augmentation.strip,
             recipe.augmentation.flip,
             recipe.augmentation.colour,
@@ -80,8 +92,13 @@ class DenseTask:
         return {"data": self.num_eval}
 
     def sample(self, index: Any) -> Sample:
-        """Augmented image (3, S, S), normalised as the image processor does, and native maps ([C,] S, S) by task."""
+        """Augmented image (3, S, S), normalised as the image processor does, and native maps ([C,] S, S) by task.
+
+        For dense decoders, which normalise as their teachers do, also the image in [0, 1], as `images`.
+        """
         sample = augmented_dense_sample(self.train_rows, index, self.transform)
+        if self.image_codes is not None:
+            sample["images"] = sample["pixel_values"]
         if self.processor.do_normalize:
             mean, std = (torch.tensor(x)[:, None, None] for x in (self.processor.image_mean, self.processor.image_std))
             sample["pixel_values"] = (sample["pixel_values"] - mean) / std
@@ -92,13 +109,22 @@ class DenseTask:
         return default_collate(samples)
 
     def weight(self, batch: Sample) -> Tensor:
-        """Number of images with any valid pixel, (tasks,); each supervises the same number of tokens of its task."""
-        labels = batch["dense_labels"]
-        return torch.stack([has_valid_pixels(labels[task], kind).sum() for task, kind in self.kinds.items()])
+        """Number of images with any valid pixel, (tasks,); each supervises the same number of tokens of its task.
+
+        For a dense decoder every image counts.
+        """
+        labels, images = batch["dense_labels"], batch["pixel_values"]
+        whole = torch.tensor(len(images), device=images.device)
+        counts = {task: has_valid_pixels(labels[task], self.kinds[task]).sum() for task in labels}
+        return torch.stack([counts.get(task, whole) for task in self.kinds])
 
     def loss(self, model: nn.Module, batch: Sample, share: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The model's own losses of all tasks in one pass, each normalised by its tokens of the whole batch."""
-        output = model(**batch)
+        if self.image_codes is None:
+            output = model(**batch)
+        else:
+            codes = self.image_codes.codes(batch["images"])
+            output = model(batch["pixel_values"], dense_labels=batch["dense_labels"], dense_codes=codes)
         shares = dict(zip(self.kinds, share, strict=True))
         loss = sum(shares[task] * own for task, own in output.task_losses.items())
         parts = {f"{task}_{part}": value for task, value in shares.items() for part in ("ce", "aux")}
@@ -117,14 +143,21 @@ class DenseTask:
     def measure(
         self, model: nn.Module, accelerator: Accelerator
     ) -> tuple[dict[str, dict[str, float]], Image.Image | None]:
-        """Figures by task, and in the main process a picture of all tasks."""
+        """Figures by task, and in the main process a picture of all tasks.
+
+        What compares with a dense decoder's maps begins with `AGREEMENT`.
+        """
+        beside = {f"{_BESIDE}{task}": task for task in (self.image_codes.models if self.image_codes else ())}
+        kinds = self.eval_rows.kinds | {name: self.kinds[task] for name, task in beside.items()}
+        channels = self.channels | {name: self.channels[task] for name, task in beside.items()}
 
         def predict(indices: list[int]) -> tuple[list[MapsByTask], list[MapsByTask]]:
             return self._predict(model, indices, accelerator.device)
 
-        found = evaluate_maps(
-            self.num_eval, predict, self.kinds, self.channels, self.recipe.data.eval_batch, accelerator
-        )
+        figures = evaluate_maps(self.num_eval, predict, kinds, channels, self.recipe.data.eval_batch, accelerator)
+        found = {task: figures.get(task, {}) for task in self.kinds}
+        for name, task in beside.items():
+            found[task] |= {f"{AGREEMENT}{key}": value for key, value in figures[name].items()}
         shown = list(range(min(self.recipe.run.panels, self.num_eval)))
         if not shown:
             return found, None
@@ -162,16 +195,54 @@ class DenseTask:
         output = model(pixel_values, task=list(self.kinds))
         results = self.processor.post_process_dense(output, [(image.shape[1], image.shape[2]) for image in images])
         predicted = [{task: values.cpu() for task, values in maps.items()} for maps in results]
-        return predicted, [self.eval_rows.maps(index) for index in indices]
+        true = [self.eval_rows.maps(index) for index in indices]
+        if self.image_codes is not None:
+            for own, labels, maps in zip(predicted, true, self._dense_decoders_maps(images, device), strict=True):
+                labels |= {f"{_BESIDE}{task}": values for task, values in maps.items()}
+                own |= {f"{_BESIDE}{task}": own[task] for task in maps}
+        return predicted, true
+
+    def _dense_decoders_maps(self, images: list[Tensor], device: torch.device) -> list[MapsByTask]:
+        """What the dense decoders themselves make of images, by task."""
+        assert self.image_codes is not None
+        views = self.processor(images, do_normalize=False, return_tensors="pt")["pixel_values"].to(device)
+        flat, axes = flat_views(views)
+        maps = {task: x.unflatten(0, axes) for task, x in self.image_codes.maps(flat).items()}
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        results = self.processor.post_process_dense(AiTOutput(dense_maps=DenseMaps(maps)), sizes)
+        return [{task: values.cpu() for task, values in found.items()} for found in results]
 
     def _picture(self, indices: list[int], predicted: list[MapsByTask], true: list[MapsByTask]) -> Image.Image:
         """The rows of every task, one task below the other."""
         images = [self.eval_rows.image(index).permute(1, 2, 0).numpy() for index in indices]
         panels = []
         for task, kind in self.kinds.items():
-            rows = [PanelRow(x, p[task], t[task]) for x, p, t in zip(images, predicted, true, strict=True)]
+            shown = [labels[task] if task in labels else labels[f"{_BESIDE}{task}"] for labels in true]
+            rows = [PanelRow(x, p[task], t) for x, p, t in zip(images, predicted, shown, strict=True)]
             panels.append(dense_panel(rows, kind, name=task, class_names=self.dense[task].class_names))
         return stack_pictures(panels)
+
+
+def load_task_rows(recipe: DataRecipe, config: Any) -> tuple[DenseRows, DenseRows]:
+    """Training and evaluation rows of a model's dense tasks.
+
+    Tasks of a dense decoder have no labels in training, and in evaluation those that `recipe.columns` names.
+
+    Args:
+        recipe: which data.
+        config: of the model.
+
+    Raises:
+        RecipeError: the dataset, a split or a column does not exist.
+    """
+    kinds, unlabelled = {task: spec.map_kind for task, spec in config.dense.items()}, image_tasks(config)
+    if not unlabelled:
+        return load_dense_rows(recipe, kinds)
+    labelled = {task: kind for task, kind in kinds.items() if task not in unlabelled}
+    columns = {task: column for task, column in recipe.columns.items() if task not in unlabelled}
+    train_rows = load_dense_rows(replace(recipe, columns=columns), labelled)[0]
+    measured = {task: kind for task, kind in kinds.items() if task in labelled or task in recipe.columns}
+    return train_rows, load_dense_rows(recipe, measured)[1]
 
 
 def augmented_dense_sample(rows: DenseRows, index: Any, transform: DenseTransform) -> Sample:
@@ -235,7 +306,12 @@ def train_dense(recipe: DenseRecipe) -> Path:
     model = build_dense_model(whole.model)
     if recipe.model.finetune is not None and recipe.data.train_size is None:
         whole = replace(whole, data=replace(recipe.data, train_size=map_size(model.config)))
-    kinds = {task: spec.map_kind for task, spec in model.config.dense.items()}
+    section, image_codes = with_image_codes(whole.model, model)
+    if recipe.model.finetune is not None:
+        check_same_dense_decoders(image_codes, recipe.model.finetune)
+    # The run's folder then says which dense decoders they were.
+    fingerprints = section.dense_decoder_fingerprints
+    recipe = replace(recipe, model=replace(recipe.model, dense_decoder_fingerprints=fingerprints))
     with accelerator.main_process_first():
-        train_rows, eval_rows = load_dense_rows(whole.data, kinds)
-    return train(DenseTask(model, train_rows, eval_rows, whole), recipe, accelerator)
+        train_rows, eval_rows = load_task_rows(whole.data, model.config)
+    return train(DenseTask(model, train_rows, eval_rows, whole, image_codes), recipe, accelerator)

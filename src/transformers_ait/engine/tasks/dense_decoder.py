@@ -30,13 +30,15 @@ from ..loop.streaming import RowStream
 from ..loop.trainer import train
 from ..recipes.dense_decoder import DenseDecoderModelRecipe, DenseDecoderRecipe
 from ..recipes.reading import RecipeError, build_config
+from ..reporting.model_card import AGREEMENT
 from .dense import augmented_dense_sample
 from .dense_data import DenseRows, load_dense_rows
+from .dense_decoder_start import first_images, fit_scales
 from .initialization import load_backbone_weights
 from .saving import save_task_solver
 
-TEACHER, AGREEMENT = "teacher_", "agreement_"
-"""What figures of the teacher against the labels, and of the dense decoder against the teacher, begin with."""
+TEACHER = "teacher_"
+"""What figures of the teacher against the labels begin with."""
 
 
 class DenseDecoderTask:
@@ -78,6 +80,13 @@ class DenseDecoderTask:
             self.config.image_size, {}, 0.0, augmentation.flip, augmentation.colour, augmentation.scale
         )
 
+    def fit_start(self) -> None:
+        """Scale the new model to the first training images; alike in all processes."""
+        views = self.processor(first_images(self.train_rows), return_tensors="pt")["pixel_values"]
+        images = views if views.ndim == 4 else views[:, 0]
+        set_seed(self.recipe.run.seed)
+        fit_scales(self.model, images, self._teacher_features(images))
+
     @property
     def eval_counts(self) -> dict[str, int]:
         """Rows of evaluation data by the recipe's section."""
@@ -86,10 +95,7 @@ class DenseDecoderTask:
     def sample(self, index: Any) -> Sample:
         """Augmented image (3, S, S), normalised as the teacher expects it."""
         image = augmented_dense_sample(self.train_rows, index, self.transform)["pixel_values"]
-        if self.config.image_mean is not None:
-            mean, std = (torch.tensor(x)[:, None, None] for x in (self.config.image_mean, self.config.image_std))
-            image = (image - mean) / std
-        return {"pixel_values": image}
+        return {"pixel_values": self.model.normalize(image)}
 
     def collate(self, samples: list[Sample]) -> Sample:
         """Stack samples."""
@@ -315,4 +321,6 @@ def train_dense_decoder(recipe: DenseDecoderRecipe) -> Path:
     with accelerator.main_process_first():
         train_rows = load_dense_rows(replace(recipe.data, columns={}), {})[0]
         eval_rows = load_dense_rows(recipe.data, labels)[1]
-    return train(DenseDecoderTask(model, teacher, train_rows, eval_rows, recipe), recipe, accelerator)
+    task = DenseDecoderTask(model, teacher, train_rows, eval_rows, recipe)
+    task.fit_start()
+    return train(task, recipe, accelerator)

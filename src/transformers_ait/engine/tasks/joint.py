@@ -1,6 +1,7 @@
 """Joint training of one task-solver for objects and dense tasks."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,8 +20,8 @@ from ..loop.sampling import Sample, SampleKey
 from ..loop.trainer import train
 from ..recipes.joint import DENSE_GROUP, JointRecipe, check_joint_tasks, dense_part, instance_part
 from ..recipes.reading import RecipeError
-from .dense import DenseTask
-from .dense_data import load_dense_rows
+from .dense import DenseTask, load_task_rows
+from .dense_codes import with_image_codes
 from .instance_data import load_instance_rows
 from .instance_panel import stack_pictures
 from .instances import InstanceTask, build_instance_model
@@ -182,13 +183,14 @@ def train_joint(recipe: JointRecipe) -> Path:
         train_objects, eval_objects = load_instance_rows(recipe.instance_data)
     set_seed(recipe.run.seed)
     model = build_joint_model(recipe, train_objects.class_names)
-    kinds = {task: spec.map_kind for task, spec in model.config.dense.items()}
+    section, image_codes = with_image_codes(recipe.model, model)
+    recipe = replace(recipe, model=section)
     with accelerator.main_process_first():
-        train_maps, eval_maps = load_dense_rows(recipe.depth_data, kinds)
+        train_maps, eval_maps = load_task_rows(recipe.depth_data, model.config)
     names = [name for name in recipe.mix.groups() if name != DENSE_GROUP]
     part = instance_part(recipe)
     objects = {name: InstanceTask(model, name, train_objects, eval_objects, part) for name in names}
-    task = JointTask(objects, DenseTask(model, train_maps, eval_maps, dense_part(recipe)), mix)
+    task = JointTask(objects, DenseTask(model, train_maps, eval_maps, dense_part(recipe), image_codes), mix)
 
     def make_sampler(steps: range) -> Sampler[list[SampleKey]]:
         rows = [group.num_rows for group in task.groups]
