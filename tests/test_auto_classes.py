@@ -132,6 +132,7 @@ def test_pipeline_in_bfloat16(checkpoint, photographs, no_messages):
     assert (depth_of(result) - depth_of(full)).abs().mean() < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [

@@ -194,6 +194,7 @@ def test_compile_part_compiles_and_reports_the_time_of_it(measured):
     assert all(float(row[5].split()[0]) >= 1 for row in rows), "the first call compiles, which takes seconds"
 
 
+@pytest.mark.slow
 def test_components_run_in_bfloat16_with_tokenizers_in_float32(script, measured, tiny_setting):
     setting = script("setting").replace(tiny_setting, dtype=torch.bfloat16)
     model = setting.place(script("models").build(tiny=True, parallel=True))

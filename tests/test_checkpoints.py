@@ -167,7 +167,14 @@ def averaged_recipe(output, **changes):
     return depth_recipe(output, ema=0.7, **changes)
 
 
-@pytest.mark.parametrize(("make", "calls_per_step"), [(depth_recipe, 2), (averaged_recipe, 2), (vqvae_recipe, 1)])
+@pytest.mark.parametrize(
+    ("make", "calls_per_step"),
+    [
+        pytest.param(depth_recipe, 2, marks=pytest.mark.slow),
+        pytest.param(averaged_recipe, 2, marks=pytest.mark.slow),
+        (vqvae_recipe, 1),
+    ],
+)
 def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path, data, make, calls_per_step):
     run(make(tmp_path / "whole"), data)
     # Breaks down in step 5, after a log line of step 4 that the checkpoint of step 3 knows nothing of.
@@ -181,6 +188,7 @@ def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path, data, make, 
     assert different == []
 
 
+@pytest.mark.slow
 def test_an_average_of_the_weights_is_evaluated_and_saved(tmp_path, data):
     saved, logs, settings = {}, {}, {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 3}
     for name, ema in (("last", None), ("averaged", 0.7)):
@@ -209,6 +217,7 @@ def test_averages_that_cannot_be_are_refused(tmp_path, data):
         depth_recipe(tmp_path / "x", ema=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgotten", ["random state", "optimiser", "sums", "order"])
 def test_comparison_sees_what_a_checkpoint_forgets(tmp_path, data, monkeypatch, forgotten):
     run(depth_recipe(tmp_path / "whole"), data)
@@ -232,6 +241,7 @@ def test_comparison_sees_what_a_checkpoint_forgets(tmp_path, data, monkeypatch, 
     assert not equal(final_state(tmp_path / "whole"), final_state(tmp_path / "broken"))
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tmp_path, data):
     recipe = depth_recipe(tmp_path / "workers", steps=3)
     recipe.data.num_workers = 1
@@ -381,6 +391,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, data, make
     assert any(not torch.allclose(naive[name], whole[name], rtol=1e-2, atol=1e-6) for name in whole)
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_codebook_of_the_whole_batch(tmp_path, data):
     states = {}
     for micro in (4, 2, 1):

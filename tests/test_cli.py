@@ -106,6 +106,7 @@ def test_sixteen_bits_hold_millimetres_and_ids():
         writing.sixteen_bits(torch.zeros(3, 2, 2), MAP_KINDS["normals"])
 
 
+@pytest.mark.slow
 def test_objects_are_those_of_the_python_interface(photos, repository, tmp_path):
     folder, output = repository / "hub_configs" / "ait-tiny-rooms-instance", tmp_path / "out"
     assert predict(photos, "--model", folder, "--output", output, "--threshold", 0.3, "--batch-size", 2) == 0
@@ -137,6 +138,7 @@ def test_objects_are_those_of_the_python_interface(photos, repository, tmp_path)
         assert np.mean(pixels(output / f"{Path(name).stem}.instance.overlay.png") != drawn) < 0.01
 
 
+@pytest.mark.slow
 def test_all_tasks_of_a_joint_checkpoint(photos, repository, tmp_path):
     output = tmp_path / "out"
     model = repository / "hub_configs" / "ait-tiny-rooms"

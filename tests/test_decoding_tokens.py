@@ -349,6 +349,7 @@ def test_cuda_graphs_equal_plain_steps(decoder, vocabulary, memory, compiled):
     assert (torch.stack(actual.step_logits) - torch.stack(expected.step_logits)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["depth soft", "instances"])
 @torch.no_grad()
 def test_compiled_steps_equal_plain_ones(decoder, vocabulary, memory, monkeypatch, kind):

@@ -214,6 +214,7 @@ torch.save(processor.post_process_dense(outputs, [image.size[::-1]])[0], target)
 """
 
 
+@pytest.mark.slow
 def test_processor_with_code_needs_no_installation(dense_model, tmp_path):
     processor = processor_of(dense_model)
     save_with_code(dense_model, tmp_path / "checkpoint", processor)

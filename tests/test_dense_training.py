@@ -190,6 +190,7 @@ def test_values_that_a_tokenizer_cannot_take_are_named(rooms, tmp_path):
 # --- several tasks at once ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_three_tasks_train_in_one_pass(trained, tokenizers):
     model = AiTForDenseAndInstancePrediction.from_pretrained(trained)
     assert list(model.config.tasks) == list(TASKS) and model.config.parallel
@@ -240,6 +241,7 @@ def test_a_dense_run_resumes_to_the_bit(rooms, tokenizers, tmp_path):
     assert (tmp_path / "run" / LOG_FILE).read_text() == before[1]
 
 
+@pytest.mark.slow
 def test_a_model_lends_its_tokenizers_to_one_of_more_tasks(trained, tokenizers, rooms, tmp_path):
     recipe = dense_recipe(rooms, {task: str(trained) for task in TASKS})
     # Without a trained tokenizer, and before the others, so that their places move.

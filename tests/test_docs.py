@@ -29,7 +29,7 @@ PARSERS = {
 # Run elsewhere (test_paligemma_tokens, test_export).
 RUN_ELSEWHERE = {"docs/paligemma.md", "docs/export.md"}
 # For minutes: real data, hundreds of rooms, torch.compile.
-SLOW = {"docs/hourglass.md", "docs/own-depth.md", "docs/speed.md"}
+SLOW = {"docs/hourglass.md", "docs/own-depth.md", "docs/speed.md", "docs/tasks.md"}
 REAL_DATA = {"docs/hourglass.md": "data/nyu_depth_v2"}
 
 

@@ -291,6 +291,7 @@ def test_image_and_depth_of_different_sizes_are_named(depth_folder, tmp_path, mo
 # Real data
 
 
+@pytest.mark.slow
 def test_real_frames_and_photographs(depth_folder, object_model, shared_dir, tmp_path):
     data = shared_dir / "data"
     options = {"data_dir": str(data / "nyu_depth_v2"), "cache_dir": str(tmp_path / "nyu")}

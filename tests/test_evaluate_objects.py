@@ -103,6 +103,7 @@ def test_lvis_figures_need_and_use_its_columns(coco, tmp_path):
         ObjectEvaluation(moved, EvaluationSettings(folders=[], dataset="other"), Accelerator(cpu=True))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_instance_predictions_are_those_of_a_direct_call(object_model, coco, tmp_path):
     """Classes stand in another order in the model; "cat" is unknown to the data, "train" to the model."""

@@ -122,12 +122,14 @@ def check_depth(folder, settings, parts):
         assert np.abs(depth - expected).max() < DEPTH_BOUND
 
 
+@pytest.mark.slow
 def test_parallel_onnx(parallel):
     folder, output = parallel
     assert sorted(file.name for file in output.iterdir()) == ["depth.onnx", "export.json", "preprocessor_config.json"]
     check_depth(folder, *driver.load_parts(output))
 
 
+@pytest.mark.slow
 def test_autoregressive_onnx(autoregressive):
     folder, output = autoregressive
     names = ["detokenizer.onnx", "encoder.onnx", "export.json", "preprocessor_config.json", "step.onnx"]
@@ -205,9 +207,10 @@ def several(tiny_vqvae_config):
     return {"dense_tasks": tables, "tasks": ("depth", "normals", "semantic"), "id2label": labels}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "channels", "parallel"),
-    [("semantic", 3, True), *(pytest.param("normals", 3, x, marks=pytest.mark.slow) for x in (False, True))],
+    [("semantic", 3, True), ("normals", 3, False), ("normals", 3, True)],
 )
 def test_the_map_that_was_asked_for(task, channels, parallel, save, several):
     folder = save(**several, parallel=parallel)
@@ -272,6 +275,7 @@ def test_instances_onnx(save, objects):
 # --- what lies beside the files ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_metadata_says_how_to_preprocess(parallel):
     folder, output = parallel
     entry = json.loads((output / "export.json").read_text())["input"]
@@ -282,6 +286,7 @@ def test_metadata_says_how_to_preprocess(parallel):
     assert list(expected.shape) == entry["shape"][1:] and np.allclose(pixels, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_documented_code_is_the_drivers_and_runs(autoregressive):
     folder, output = autoregressive
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
@@ -311,6 +316,7 @@ def damage(onnx, file):
     onnx.save(model, file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["encoder", "step", "detokenizer"])
 def test_a_flipped_weight_is_caught(part, autoregressive, onnx, tmp_path):
     folder, output = autoregressive
@@ -324,6 +330,7 @@ def test_a_flipped_weight_is_caught(part, autoregressive, onnx, tmp_path):
         exporter.check_parts(model, "depth", parts | {part: driver.load_part(damaged)}, settings, 2)
 
 
+@pytest.mark.slow
 def test_not_a_number_is_caught(parallel):
     folder, output = parallel
     settings, parts = driver.load_parts(output)
@@ -332,6 +339,7 @@ def test_not_a_number_is_caught(parallel):
         exporter.check_parts(load(folder), "depth", broken, settings, 1)
 
 
+@pytest.mark.slow
 def test_a_deviating_export_leaves_nothing(save, monkeypatch, capsys):
     folder = save(parallel=True)
     output = folder.parent / "exported"
@@ -405,6 +413,7 @@ def test_mistakes(name, save, capsys):
     assert nothing_left(output)
 
 
+@pytest.mark.slow
 def test_folders(parallel, tmp_path, capsys):
     folder, output = parallel
     assert main([str(tmp_path / "absent"), "--output", str(tmp_path / "out")]) == 1
@@ -415,6 +424,7 @@ def test_folders(parallel, tmp_path, capsys):
     assert before == {file: file.read_bytes() for file in output.iterdir()}
 
 
+@pytest.mark.slow
 def test_missing_packages(parallel, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(programs, "find_spec", lambda name: None if name == "onnxscript" else True)
     assert main([str(parallel[0]), "--output", str(tmp_path / "out")]) == 1
@@ -426,6 +436,7 @@ def test_missing_packages(parallel, tmp_path, monkeypatch, capsys):
 # --- damage and odd arguments -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -441,6 +452,7 @@ def test_arguments_of_other_types(parallel, tmp_path, arguments, message):
     assert nothing_left(tmp_path / "new")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
@@ -458,6 +470,7 @@ def test_damaged_settings_of_an_export(parallel, tmp_path, content, error, messa
         driver.load_parts(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"x" * 500])
 def test_damaged_programs(parallel, tmp_path, content):
     folder = shutil.copytree(parallel[1], tmp_path / "copy")
@@ -467,6 +480,7 @@ def test_damaged_programs(parallel, tmp_path, content):
         driver.load_parts(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pixels", "error", "message"),
     [
@@ -482,6 +496,7 @@ def test_odd_pixels(parallel, pixels, error, message):
         driver.predict_map(parts, settings, pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [{"outputs": 5}, {"outputs": {}}, {"outputs": {"x": {}}}, {"task": []}, {"task": "x"}]
 )

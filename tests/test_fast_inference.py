@@ -124,6 +124,7 @@ def counted():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", [False, True])
 def test_model_compiles_in_place_without_graph_breaks(tiny_model, images, counted, parallel):
     model = tiny_model(parallel=parallel)
@@ -139,6 +140,7 @@ def test_model_compiles_in_place_without_graph_breaks(tiny_model, images, counte
     assert list(model.state_dict()) == list(tiny_model(parallel=parallel).state_dict())
 
 
+@pytest.mark.slow
 def test_training_step_compiles_without_graph_breaks(tiny_model, images, depths, counted):
     model = tiny_model().train()
     model(images, depth_labels=depths).loss.backward()

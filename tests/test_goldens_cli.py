@@ -125,14 +125,11 @@ def write_original(name, folder, config=None):
 
 
 def convert_by_command(name, folder, config=None):
-    """Folder that the command line writes; once in a process of its own, otherwise in this one, which is quicker."""
+    """Folder that the command line writes, in this process."""
     checkpoint, settings = write_original(name, folder, config)
     output = folder / f"{name}-converted"
     arguments = ["--checkpoint", str(checkpoint), "--config", str(settings), "--output", str(output)]
-    if name == "depth_ar_soft" and config is None:
-        subprocess.run([sys.executable, "-m", "transformers_ait.conversion", *arguments], check=True)
-    else:
-        assert main(arguments) == 0
+    assert main(arguments) == 0
     return output
 
 
@@ -178,6 +175,17 @@ def compare_depth_generation(compared, model, pixel_values, stored):
     compared.close("generated_token_logits", generated.code_logits, stored["generated_token_logits"])
     compared.close("predicted_depth_window", generated.predicted_depth, stored["predicted_depth_window"], METRES)
     assert torch.equal(model(pixel_values, task="depth").predicted_depth, generated.predicted_depth)
+
+
+@pytest.mark.slow
+def test_the_command_in_a_process_of_its_own_writes_the_same(folder_of, tmp_path):
+    checkpoint, settings = write_original("depth_ar_soft", tmp_path)
+    arguments = ["--checkpoint", str(checkpoint), "--config", str(settings), "--output", str(tmp_path / "folder")]
+    subprocess.run([sys.executable, "-m", "transformers_ait.conversion", *arguments], check=True)
+    for path in folder_of("depth_ar_soft").iterdir():
+        assert (
+            path.name == "conversion_report.json" or (tmp_path / "folder" / path.name).read_bytes() == path.read_bytes()
+        )
 
 
 @pytest.mark.parametrize("name", DEPTH)
@@ -401,6 +409,7 @@ def _edited(config, path, value):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "path", "value", "shows"),
     [
@@ -422,6 +431,7 @@ def test_planted_error_in_the_configuration_shows(name, path, value, shows, tmp_
             compare_object_generation(Comparison(name), model, stored, figures, "instance")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "value", "shows"),
     [

@@ -98,6 +98,7 @@ def test_mask_tokenizer_run(tokenizer):
     assert [path.name for path in (tokenizer / "panels").iterdir()] == ["step-00000002.png"]
 
 
+@pytest.mark.slow
 def test_detection_run_gives_a_model_for_the_pipeline(detection, rooms):
     image = datasets.load_dataset("synthetic_rooms", split="validation", **json.loads(rooms[1]))[0]["image"]
     detector = pipeline("object-detection", model=str(detection / "model"), device="cpu")
@@ -108,6 +109,7 @@ def test_detection_run_gives_a_model_for_the_pipeline(detection, rooms):
     assert {"box_AP", "box_AP50", "box_AP75"} <= log[-1].keys() and "mask_AP" not in log[-1]
 
 
+@pytest.mark.slow
 def test_instance_run_gives_a_model_for_the_pipeline(instance, tokenizer, rooms):
     model = AiTForDenseAndInstancePrediction.from_pretrained(instance / "model")
     trained = load_file(tokenizer / "model" / "model.safetensors")

@@ -187,6 +187,7 @@ def test_impossible_mixes_say_what_is_possible(batch_size, processes, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+@pytest.mark.slow
 def test_both_losses_have_their_weights(folder, one):
     recipe = recipe_of(folder, folder / "unused")
     objects = load_instance_rows(recipe.instance_data)[0]
@@ -261,6 +262,7 @@ def two(folder):
     return folder / "two"
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(one, two):
     same_run(one, two)
 
@@ -271,6 +273,7 @@ def test_accumulation_learns_what_one_pass_learns(folder, one):
     same_run(one, folder / "accumulated")
 
 
+@pytest.mark.slow
 def test_resumed_runs_are_equal_to_the_bit(folder):
     settings = ["--run.steps=3", "--run.checkpoint_every=1", "--model.config.decoder_config.dropout=0.2"]
     output = folder / "resumed"
@@ -374,6 +377,7 @@ def every(folder, enliven):
     return folder
 
 
+@pytest.mark.slow
 def test_every_task_learns_alike_on_two_processes(every):
     # A step has a pass of maps, one of detection and one of instances; two processes take four passes.
     train_on_two(recipe_of(every, every / "two", "--run.micro_batch=2"))
@@ -386,6 +390,7 @@ def test_every_task_learns_alike_on_two_processes(every):
     assert figures <= log[-1].keys()
 
 
+@pytest.mark.slow
 def test_comparison_sees_tasks_that_share_their_weights(every, monkeypatch):
     def summed(self, batches):
         weights = torch.stack([self.task.weight(batch).float() for batch in batches])

@@ -144,6 +144,7 @@ def test_killed_at_a_random_step(rooms, whole, killed, tmp_path):
     assert left == [f"step-{step:08d}" for step in (STEPS - 5, STEPS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgotten", ["optimizer.bin", "random_states_0.pkl"])
 def test_comparison_sees_a_state_that_does_not_come_back(rooms, whole, killed, tmp_path, forgotten):
     folder = tmp_path / "run"

@@ -55,6 +55,7 @@ def far(found, expected):
     return max(abs(found[name] - expected[name]) / abs(expected[name]) for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", SHARED)
 @pytest.mark.parametrize("case", EXACT)
 def test_losses_and_gradients_are_those_of_one_process(results, case, way):
@@ -66,6 +67,7 @@ def test_losses_and_gradients_are_those_of_one_process(results, case, way):
         assert far(mine, theirs) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", SHARED)
 @pytest.mark.parametrize("case", EXACT)
 def test_comparison_sees_micro_batches_that_mind_only_themselves(results, case, way):
@@ -80,6 +82,7 @@ def test_comparison_sees_micro_batches_that_mind_only_themselves(results, case, 
         assert max(far(*step) for step in steps) > (100 if case != "dense" else 50) * TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", SHARED)
 @pytest.mark.parametrize("case", TOKENIZERS)
 def test_codebook_statistics_are_those_of_one_process(results, case, way):
@@ -89,6 +92,7 @@ def test_codebook_statistics_are_those_of_one_process(results, case, way):
     assert farthest(planted, one) > 100 * TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", SHARED)
 @pytest.mark.parametrize("case", EXACT)
 def test_evaluation_is_that_of_one_process(results, case, way):
@@ -100,12 +104,14 @@ def test_evaluation_is_that_of_one_process(results, case, way):
         assert mine == theirs and all(0.05 < value < 0.95 for value in theirs.values())
 
 
+@pytest.mark.slow
 def test_comparison_sees_an_evaluation_that_counts_a_row_twice(results):
     one, two = (results(way, "vqvae-depth") for way in ("one", "two"))
     assert one["naive evaluation"] == pytest.approx(lines(one, "eval")[-1]["rmse"], rel=1e-5)
     assert abs(two["naive evaluation"] / one["naive evaluation"] - 1) > 100 * TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", SHARED)
 def test_soft_decode_is_off_by_a_known_amount(results, way):
     """The auxiliary loss is the root of one mean per forward pass, so that splitting a batch changes it a little."""
@@ -116,6 +122,7 @@ def test_soft_decode_is_off_by_a_known_amount(results, way):
     assert TOLERANCE < loss < 0.02 and TOLERANCE < gradient < 0.05
 
 
+@pytest.mark.slow
 def test_sharded_blocks_learn_as_a_whole_model(results):
     """The model under torch's FSDP; Accelerate's needs accelerators, on CPUs it leaves sharding out without a word."""
     found = results("two", "sharding")

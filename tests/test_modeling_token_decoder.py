@@ -171,6 +171,7 @@ def test_replaced_layers_are_refused_rather_than_ignored(decoder, memory):
         decoder.start_cache(memory, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 @torch.no_grad()
 def test_step_is_one_graph_for_every_position(decoder, inputs, memory, batch):

@@ -408,6 +408,7 @@ def test_load_dataset_by_name(tmp_path) -> None:
     np.testing.assert_array_equal([row["keypoints"] for row in stream], [row["keypoints"] for row in splits["train"]])
 
 
+@pytest.mark.slow
 def test_processes_share_out_the_shards(tmp_path) -> None:
     options = {"num_train": 260, "num_validation": 0, "num_frames": 2, "split": "train"}
     rows = datasets.load_dataset("synthetic_motions", num_proc=2, cache_dir=str(tmp_path), **options)

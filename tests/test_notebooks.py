@@ -24,7 +24,6 @@ SHORT = {
     "soft_tokens": {"num_rooms": 8},
     "train": {"num_rooms": 6, "num_held_out": 2, "tokenizer_steps": 4, "model_steps": 2},
 }
-LONG = ["export", "hourglass", "train"]  # half a minute, however small; other tests do what they do
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 CLEAN = """%reset -f
 import os, sys
@@ -175,9 +174,10 @@ def short(tmp_path, tiny_model):
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=[pytest.mark.slow] if path.stem in LONG else []) for path in NOTEBOOKS],
+    NOTEBOOKS,
     ids=lambda path: path.stem,
 )
 def test_notebooks_run(path, shared_client, short):

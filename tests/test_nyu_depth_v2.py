@@ -363,6 +363,7 @@ def test_named_image_is_an_image_to_datasets(load) -> None:
     assert datasets.Features.from_dict(split.features.to_dict()) == split.features
 
 
+@pytest.mark.slow
 def test_real_frames(shared_dir: Path, tmp_path: Path) -> None:
     folder = shared_dir / "data" / "nyu_depth_v2"
     if not (folder / "sync").is_dir():

@@ -152,6 +152,7 @@ torch.save({"pixel_values": inputs["pixel_values"], **inputs["instance_labels"][
 """
 
 
+@pytest.mark.slow
 def test_processor_with_code_needs_no_installation(joint_model, tmp_path):
     save_with_code(joint_model, tmp_path / "checkpoint", small())
     environment = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}

@@ -180,6 +180,7 @@ def messages(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_a_part_of_a_models_tasks_goes_on_where_it_was(dense_source, images, monkeypatch):
     said = messages(monkeypatch)
     model = build_dense_model(complete_model(DenseModelRecipe({"tasks": ["depth"]}, finetune=dense_source))).eval()
@@ -283,6 +284,7 @@ def own_coco(root, source, *more, masks=True):
     return load_recipe(InstanceRecipe, [*given, "--data.options", json.dumps(options), *more])
 
 
+@pytest.mark.slow
 def test_own_classes_replace_a_models(object_source, tmp_path, monkeypatch):
     said = messages(monkeypatch)
     folder = train_instance(own_coco(tmp_path, object_source, "--optim.lr", "1e-9"))
@@ -300,6 +302,7 @@ def test_own_classes_replace_a_models(object_source, tmp_path, monkeypatch):
     assert json.loads((folder / "preprocessor_config.json").read_text())["image_std"] == STD
 
 
+@pytest.mark.slow
 def test_boxes_alone_train_a_detector(object_source, tmp_path):
     wanted = ["--model.config.tasks", "[detection]"]
     folder = train_instance(own_coco(tmp_path, object_source, *wanted, masks=False))

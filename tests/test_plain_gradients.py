@@ -86,7 +86,9 @@ def deviation(model, images, depths):
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-@pytest.mark.parametrize("how", ["as it is", "after inference", "checkpointed", "compiled"])
+@pytest.mark.parametrize(
+    "how", ["as it is", "after inference", "checkpointed", pytest.param("compiled", marks=pytest.mark.slow)]
+)
 def test_gradients_are_those_of_the_plain_formulation(build, images, depths, parallel, how):
     model = build(parallel)
     if how == "after inference":  # what inference keeps must not be learned from

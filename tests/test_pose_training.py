@@ -82,6 +82,7 @@ def without_pictures(monkeypatch):
     monkeypatch.setattr("transformers_ait.engine.tasks.pose.write_pictures", lambda *_: None)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_all_that_is_needed(tmp_path):
     folder = train_pose(recipe(tmp_path, epoch_decay=0.9))
     model, processor = AutoModel.from_pretrained(folder).eval(), AutoFeatureExtractor.from_pretrained(folder)
@@ -97,6 +98,7 @@ def test_a_run_leaves_all_that_is_needed(tmp_path):
         train_pose(recipe(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_unbroken_one(tmp_path, without_pictures):
     whole = AutoModel.from_pretrained(train_pose(recipe(tmp_path, output=str(tmp_path / "whole"))))
     train_pose(recipe(tmp_path, training__num_train_epochs=1, output=str(tmp_path / "broken")))
@@ -159,6 +161,7 @@ def test_a_lifted_video_has_its_root_at_zero(tmp_path, without_pictures):
     assert poses.shape == (23, 17, 3) and (poses[:, 0] == 0).all()
 
 
+@pytest.mark.slow
 def test_mhformer_learns_resumes_and_lifts_every_frame(tmp_path, without_pictures):
     """Its normalisations of batches and the largest moments of AMSGrad are part of what a resumed run goes on with."""
     changes = {

@@ -47,6 +47,7 @@ def rmse(model, folder, rooms):
     )
 
 
+@pytest.mark.slow
 def test_error_grows_by_at_most_one_percent(folder, quantized):
     rooms = [render_room(FIRST_TEST_ROOM + index, height=128, width=160) for index in range(8)]
     full = rmse(AiTForDenseAndInstancePrediction.from_pretrained(folder), folder, rooms)
@@ -58,6 +59,7 @@ def test_error_grows_by_at_most_one_percent(folder, quantized):
     assert rmse(broken, folder, rooms) > 1.01 * full
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_bit_for_bit(quantized, tmp_path):
     images = torch.rand(1, 3, quantized.config.image_size, quantized.config.image_size)
     expected = quantized.generate(images).predicted_depth

@@ -71,6 +71,7 @@ def load_elsewhere(folder, photograph, tmp_path):
     return torch.load(target)
 
 
+@pytest.mark.slow
 def test_checkpoint_with_code_needs_no_installation(tiny_model, tiny_processor, photograph, tmp_path):
     model, folder = tiny_model(), tmp_path / "checkpoint"
     save_with_code(model, folder, tiny_processor)

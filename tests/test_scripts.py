@@ -50,6 +50,7 @@ def test_training_benchmark_weighs_and_counts(benchmark, tmp_path):
     assert float(row.split("|")[6]) < 1e-4
 
 
+@pytest.mark.slow
 def test_demo_draws_both_scenes(script, tmp_path):
     pytest.importorskip("skimage")
     output = script("demo.py", "--output", tmp_path / "demo.png")
@@ -58,6 +59,7 @@ def test_demo_draws_both_scenes(script, tmp_path):
     assert (tmp_path / "demo.png").stat().st_size > 50_000
 
 
+@pytest.mark.slow
 def test_evaluate_prints_soft_hard_and_constant(script, repository, tmp_path):
     folder = repository / "hub_configs" / "ait-tiny-rooms-depth"
     output = script("evaluate.py", folder, "--rooms", 4, "--batch-size", 2, "--output", tmp_path / "metrics.json")

@@ -101,7 +101,7 @@ def loader(stream, workers, positions, batches):
     return DataLoader(data, batch_size=None, num_workers=workers, generator=torch.Generator())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_batches_go_on_exactly_though_workers_read_ahead(stream, workers):
     def run(positions, batches, count):
         positions, found = dict(positions), []
@@ -166,7 +166,7 @@ def train_streamed(folder, files, *more):
     GradientState._reset_state()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_streamed_training_resumes_in_the_middle_to_the_bit(files, tmp_path, monkeypatch, workers):
     more = [f"--data.num_workers={workers}"]
     train_streamed(tmp_path / "whole", files, *more)

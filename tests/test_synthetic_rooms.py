@@ -124,6 +124,7 @@ def test_cast_finds_the_first_point_of_the_solid(shape: str, taper: float) -> No
         np.testing.assert_allclose(depth[both], marched[both], atol=1.5 * step)
 
 
+@pytest.mark.slow
 def test_things_rest_and_do_not_pierce_each_other() -> None:
     rng = np.random.default_rng(0)
     for index in range(40):
@@ -144,6 +145,7 @@ def test_things_rest_and_do_not_pierce_each_other() -> None:
                 assert lowest < 1e-6, (index, category)
 
 
+@pytest.mark.slow
 def test_camera_is_in_no_solid() -> None:
     for index in range(100):
         scene = sample_scene(index, 0)

@@ -120,6 +120,7 @@ def test_instance_auto_classes(instance_folder):
     assert isinstance(AutoImageProcessor.from_pretrained(instance_folder), AiTInstanceImageProcessor)
 
 
+@pytest.mark.slow
 def test_instances_are_found_where_they_are(instance_folder, furnished):
     images = [Image.fromarray(room.image) for room in furnished]
     assert mask_ap50(instance_folder, images, furnished) > 0.25
@@ -160,6 +161,7 @@ def _cut(values):
     return values[..., top:bottom, left:right]
 
 
+@pytest.mark.slow
 def test_photographs_come_out_at_scale_and_with_their_classes(photographs, held_out):
     processor, model = photographs
     found = []
@@ -230,6 +232,7 @@ def dense_figures(folder, images, rooms):
     return depth, angle, found["miou"]
 
 
+@pytest.mark.slow
 def test_one_set_of_weights_does_every_task(every_task_folder, rooms, furnished):
     images = [Image.fromarray(room.image) for room in rooms]
     depth, angle, miou = dense_figures(every_task_folder, images, rooms)

@@ -79,6 +79,7 @@ def recipe_path(name):
     return str(TRAINING / "recipes" / f"{name}.yaml")
 
 
+@pytest.mark.slow
 def test_vqvae_run_leaves_what_it_promises(tokenizer):
     names = {path.name for path in tokenizer.iterdir()}
     expected = {"recipe.yaml", LOG_FILE, "metrics.json", "model", "panels", "checkpoints"}
@@ -111,10 +112,12 @@ def check_depth_run(folder, tokenizer):
     return model
 
 
+@pytest.mark.slow
 def test_parallel_run(parallel, tokenizer):
     assert check_depth_run(parallel, tokenizer).config.parallel
 
 
+@pytest.mark.slow
 def test_autoregressive_run_starts_from_the_parallel_one(parallel, tokenizer, rooms, tmp_path):
     arguments = ["--model.depth_tokenizer", str(tokenizer / "model"), "--run.output", str(tmp_path / "run")]
     start = ["--model.initialize_from", str(parallel / "model")]
@@ -179,6 +182,7 @@ def test_bad_input_ends_with_one_line_and_writes_nothing(tmp_path, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

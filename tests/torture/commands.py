@@ -196,7 +196,7 @@ def _predict(rng: random.Random, place: Place) -> list[str]:
             ["missing.png"],
         )
     )
-    name = rng.choice(("depth", "parallel", "joint", "plain", "vqvae", "pose", "untrained", "missing"))
+    name = rng.choice(("depth", "parallel", "joint", "plain", "vqvae", "dense_decoder", "pose", "untrained", "missing"))
     folder = place.session / name
     if rng.random() < 0.3 and folder.is_dir():
         folder = shutil.copytree(folder, place.inputs / "model")
@@ -221,7 +221,8 @@ def _predict(rng: random.Random, place: Place) -> list[str]:
 
 
 def _evaluate(rng: random.Random, place: Place) -> list[str]:
-    folder = str(place.session / rng.choice(("depth", "joint", "plain", "vqvae", "pose", "untrained", "missing")))
+    name = rng.choice(("depth", "joint", "plain", "vqvae", "dense_decoder", "pose", "untrained", "missing"))
+    folder = str(place.session / name)
     data = rng.choice(
         (
             ["--dataset", "depth_folders", "--options", '{"data_dir": "missing"}'],

@@ -192,7 +192,7 @@ def _odd_config(rng: random.Random, place: Place, name: str) -> tuple[Any, tuple
 
 def reverse_case(rng: random.Random, place: Place) -> Case:
     """A folder that cannot be turned back, or an output that cannot be written."""
-    name = rng.choice(("depth", "parallel", "joint", "vqvae", "plain", "pose"))
+    name = rng.choice(("depth", "parallel", "joint", "vqvae", "plain", "dense_decoder", "pose"))
     folder = place.inputs / "model"
     shutil.copytree(place.session / name, folder)
     what = "as it is"
@@ -226,7 +226,7 @@ def export_case(rng: random.Random, place: Place) -> Case:
     """An export that must not start: odd arguments, a broken folder, or an output that is taken; or a broken export."""
     if rng.random() < 0.45:
         return driver_case(rng, place)
-    name = rng.choice(("depth", "parallel", "joint", "vqvae", "plain", "pose"))
+    name = rng.choice(("depth", "parallel", "joint", "vqvae", "plain", "dense_decoder", "pose"))
     folder = place.inputs / "model"
     shutil.copytree(place.session / name, folder)
     # Of the two faults, this one alone keeps an export from being made, which takes longer than all other cases.

@@ -22,6 +22,7 @@ from transformers_ait import (
     AiTPlainDenseModel,
     AiTSwinV2Backbone,
     AiTVQVAEModel,
+    DenseDecoderModel,
     HourglassForPoseLifting,
     HourglassPoseProcessor,
 )
@@ -38,6 +39,7 @@ MODELS: dict[str, type[Any]] = {
     "ait_bin_tokenizer": AiTBinTokenizer,
     "ait_swinv2": AiTSwinV2Backbone,
     "ait_plain_dense": AiTPlainDenseModel,
+    "dense_decoder": DenseDecoderModel,
     "hourglass_pose": HourglassForPoseLifting,
 }
 
@@ -214,7 +216,12 @@ def _argument_case(rng: random.Random, name: str, folder: Path, loaders: list[An
 
 def _loaders(name: str) -> list[tuple[str, Any]]:
     """Ways to load a folder, by name."""
-    models: dict[str, Any] = {"vqvae": AiTVQVAEModel, "plain": AiTPlainDenseModel, "pose": HourglassForPoseLifting}
+    models: dict[str, Any] = {
+        "vqvae": AiTVQVAEModel,
+        "plain": AiTPlainDenseModel,
+        "dense_decoder": DenseDecoderModel,
+        "pose": HourglassForPoseLifting,
+    }
     model = models.get(name, AiTForDenseAndInstancePrediction)
     found: list[tuple[str, Any]] = [
         (f"{model.config_class.__name__} (config)", model.config_class.from_pretrained),
@@ -225,7 +232,7 @@ def _loaders(name: str) -> list[tuple[str, Any]]:
     if name == "pose":
         found.append(("HourglassPoseProcessor", HourglassPoseProcessor.from_pretrained))
         return [*found, ("AutoFeatureExtractor", AutoFeatureExtractor.from_pretrained)]
-    if name != "vqvae":
+    if name not in ("vqvae", "dense_decoder"):
         own = AiTDepthImageProcessor if name in ("depth", "parallel") else AiTDenseImageProcessor
         found.append((own.__name__, own.from_pretrained))
         found.append(("AutoImageProcessor", AutoImageProcessor.from_pretrained))

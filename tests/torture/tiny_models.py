@@ -18,10 +18,14 @@ from transformers_ait import (
     AiTTokenDecoderConfig,
     AiTVQVAEConfig,
     AiTVQVAEModel,
+    DenseDecoderConfig,
+    DenseDecoderModel,
     HourglassForPoseLifting,
     HourglassPoseConfig,
     HourglassPoseProcessor,
+    describe_teacher,
 )
+from transformers_ait.teachers_ait import PlainTaskModel
 
 SIZE = {"height": 32, "width": 32}
 BACKBONE = {
@@ -81,6 +85,25 @@ PLAIN: dict[str, Any] = {
     "image_size": 32,
     "hidden_size": 8,
 }
+DENSE_DECODER: dict[str, Any] = {
+    **describe_teacher(PlainTaskModel(AiTPlainDenseModel(AiTPlainDenseConfig(**PLAIN)), "depth"), 32),
+    "backbone_config": {
+        "model_type": "resnet",
+        "embedding_size": 4,
+        "hidden_sizes": [4, 4],
+        "depths": [1, 1],
+        "layer_type": "basic",
+        "out_indices": [1, 2],
+    },
+    "downsample_ratio": 16,
+    "num_codes": 12,
+    "code_dim": 6,
+    "hidden_size": 16,
+    "num_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "num_groups": 4,
+}
 POSE: dict[str, Any] = {
     "num_frames": 9,
     "hidden_size": 16,
@@ -99,9 +122,10 @@ CONFIGS: tuple[tuple[type[Any], dict[str, Any]], ...] = (
     (AiTVQVAEConfig, MASKS),
     (AiTBinTokenizerConfig, BINS),
     (AiTPlainDenseConfig, PLAIN),
+    (DenseDecoderConfig, DENSE_DECODER),
     (HourglassPoseConfig, POSE),
 )
-FOLDERS = ("depth", "parallel", "joint", "vqvae", "plain", "pose")
+FOLDERS = ("depth", "parallel", "joint", "vqvae", "plain", "dense_decoder", "pose")
 
 
 def write_folders(root: Path) -> None:
@@ -119,6 +143,7 @@ def write_folders(root: Path) -> None:
     kinds = {"depth": "depth", "rooms": "classes"}
     plain = AiTPlainDenseModel(AiTPlainDenseConfig(**PLAIN))
     _save(root / "plain", plain, AiTDenseImageProcessor(size=SIZE, map_kinds=kinds, **windows))
+    _save(root / "dense_decoder", DenseDecoderModel(DenseDecoderConfig(**DENSE_DECODER)))
     pose = HourglassForPoseLifting(HourglassPoseConfig(**POSE))
     _save(root / "pose", pose, HourglassPoseProcessor(num_frames=9))
 
