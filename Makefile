@@ -9,7 +9,7 @@ INT8 := $(VENV)/int8
 APP := $(VENV)/app
 APP_STAMP := $(APP)/.installed
 
-.PHONY: demo test test-all test-browser docs lint bench torture torture-kill notebooks clean
+.PHONY: demo test test-all test-notebooks test-browser docs lint bench torture torture-kill notebooks clean
 
 $(STAMP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,7 +26,11 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q -n 2
 
 test-all: $(STAMP)
-	OMP_NUM_THREADS=1 PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q -n 2 -m "not browser"
+	OMP_NUM_THREADS=1 PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q -n 2 -m "not notebooks and not browser"
+
+# Whole, with the figures that are committed; those of another kind of processor may differ.
+test-notebooks: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q -m notebooks tests/test_notebooks.py
 
 $(APP_STAMP): $(STAMP)
 	$(BIN)/python -m venv $(APP)

@@ -602,7 +602,7 @@ print(resident("VmHWM") - before, time.perf_counter() - start)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("name", ["ait-swinv2-base-depth", "ait-swinv2-large-depth"])
-def test_memory_and_time_of_a_full_size_checkpoint(name, tmp_path, repository):
+def test_memory_of_a_full_size_checkpoint(name, tmp_path, repository):
     config = AiTConfig.from_pretrained(repository / "hub_configs" / name)
     AiTForDenseAndInstancePrediction(config).save_pretrained(tmp_path / "own")
     checkpoint = reverse(tmp_path / "own", tmp_path / "original.pth")
@@ -610,8 +610,7 @@ def test_memory_and_time_of_a_full_size_checkpoint(name, tmp_path, repository):
     run = subprocess.run(
         [sys.executable, "-c", MEMORY_SCRIPT, *map(str, options)], capture_output=True, text=True, check=True
     )
-    memory, seconds = map(float, run.stdout.split()[-2:])
+    memory, seconds = map(float, run.stdout.split()[-2:])  # time is printed alone: it depends on the machine
     ratio = memory / checkpoint.stat().st_size
     print(f"{name}: {checkpoint.stat().st_size / 1e6:.0f} MB, peak {ratio:.2f} times that, {seconds:.0f} s")
     assert ratio < 2.2
-    assert seconds < (60 if "base" in name else 120)

@@ -189,7 +189,7 @@ def test_notebooks_run(path, shared_client, short):
     assert speaking[0] == speaking[1]
 
 
-@pytest.mark.slow
+@pytest.mark.notebooks
 @by_name
 def test_whole_notebooks_print_what_is_committed(path, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
