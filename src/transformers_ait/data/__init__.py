@@ -1,6 +1,8 @@
 """Data sets for training and tests; importing this package makes them known to `datasets.load_dataset`."""
 
-from . import coco_instances, depth_folders, human36m, mocap, nyu_depth_v2, synthetic_motions, synthetic_rooms
+from . import ade20k, coco_instances, depth_folders, human36m, mocap, nyu_depth_v2, synthetic_motions, synthetic_rooms
+from .ade20k import ADE20K, ADE20KConfig
+from .ade20k_files import ADE20K_CLASSES
 from .coco_instances import COCOInstances, COCOInstancesConfig
 from .depth_folders import DepthFolders, DepthFoldersConfig
 from .depth_normals import Pinhole, normals_from_depth
@@ -20,13 +22,17 @@ register_builder("human36m", human36m, human36m.CODE_HASH)
 register_builder("mocap", mocap, mocap.CODE_HASH)
 register_builder("nyu_depth_v2", nyu_depth_v2, nyu_depth_v2.CODE_HASH)
 register_builder("coco_instances", coco_instances, coco_instances.CODE_HASH)
+register_builder("ade20k", ade20k, ade20k.CODE_HASH)
 register_builder("depth_folders", depth_folders, depth_folders.CODE_HASH)
 
 __all__ = [
+    "ADE20K_CLASSES",
     "NYU40_CLASSES",
     "SYNTHETIC_MOTIONS_ACTIONS",
     "SYNTHETIC_ROOMS_CLASSES",
     "SYNTHETIC_ROOMS_SEMANTIC_CLASSES",
+    "ADE20K",
+    "ADE20KConfig",
     "COCOInstances",
     "COCOInstancesConfig",
     "DepthFolders",
