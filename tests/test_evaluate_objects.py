@@ -69,6 +69,8 @@ def test_average_precision_is_that_of_pycocotools_on_the_written_file(coco, tmp_
     names = ("AP", "AP50", "AP75")
     assert [figures[f"{kind}_{name}"] for name in names] == pytest.approx(list(run.stats[:3]))
     assert [int(row["image_id"]) for row in read_rows(tmp_path / "per_image.csv")] == [3, 14, 25, 36]
+    errors = json.loads((tmp_path / "errors.json").read_text())
+    assert errors["AP50"] == pytest.approx(run.stats[1]) and errors["iou_type"] == iou_type
 
 
 def test_lvis_figures_need_and_use_its_columns(coco, tmp_path):

@@ -11,6 +11,7 @@ from .depth import (
 from .instances import COCO_METRICS, LVIS_METRICS, coco_metrics, lvis_metrics
 from .maps import MAP_METRICS, MapMetrics
 from .normals import NORMALS_METRICS, NormalsMetricAccumulator, normals_metrics
+from .object_errors import OBJECT_ERRORS, object_errors
 from .pose import POSE_METRICS, pose_metrics, similarity_aligned
 from .segmentation import SEGMENTATION_METRICS, SegmentationMetricAccumulator, confusion_matrix, segmentation_metrics
 from .values import VALUES_METRICS
@@ -22,6 +23,7 @@ __all__ = [
     "MAP_METRICS",
     "NORMALS_METRICS",
     "NYU_EVAL_CROP",
+    "OBJECT_ERRORS",
     "POSE_METRICS",
     "SEGMENTATION_METRICS",
     "VALUES_METRICS",
@@ -35,6 +37,7 @@ __all__ = [
     "depth_metrics_per_image",
     "lvis_metrics",
     "mean_depth_metrics",
+    "object_errors",
     "normals_metrics",
     "pose_metrics",
     "segmentation_metrics",

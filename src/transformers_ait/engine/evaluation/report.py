@@ -65,7 +65,7 @@ def run_evaluation(settings: EvaluationSettings) -> list[EvaluationRow]:
     all processes that `accelerate launch` or torchrun started, and the figures do not depend on their number.
 
     The folder of results gets `results.json`, `results.md`, and for each model and way to decode a folder with
-    `per_image.csv` and `worst.png`, and for objects `predictions.json`.
+    `per_image.csv` and `worst.png`, and for objects `predictions.json` and `errors.json`.
 
     Returns:
         The lines of the tables, those of dense tasks first; the same in every process.
