@@ -58,6 +58,19 @@ def test_filters_and_shapes(in_bands, resample, size):
         assert torch.equal(in_bands(lambda: processor(image, return_tensors="pt")["pixel_values"]), whole)
 
 
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("stated", [None, "channels_last"])
+def test_arrays(in_bands, name, stated):
+    processor, array = PROCESSORS[name](), np.array(picture("RGB"))
+
+    def prepare():
+        return processor(array, input_data_format=stated, return_tensors="pt")["pixel_values"]
+
+    whole = prepare()
+    assert torch.equal(whole, processor(picture("RGB"), return_tensors="pt")["pixel_values"])
+    assert torch.equal(in_bands(prepare), whole)
+
+
 def test_maps_of_large_pictures(in_bands):
     processor = PROCESSORS["dense"](num_windows=1, do_flip_augment=False)
     depth = torch.rand(190, 257) + 1

@@ -4,6 +4,7 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -12,17 +13,30 @@ LARGE_PIXELS = 1 << 22  # below, whole copies do not matter
 BAND_PIXELS = 1 << 20
 
 
+class ArrayPicture:
+    """An array (H, W, C) with as much of a Pillow picture's interface as bands need."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+        self.height, self.width = array.shape[:2]
+
+    def crop(self, box: tuple[int, int, int, int]) -> np.ndarray:
+        """Pixels within (left, top, right, bottom), not copied."""
+        left, top, right, bottom = box
+        return self.array[top:bottom, left:right]
+
+
 class LargePicture:
     """An upright picture that becomes a tensor where it is resized, and only in part; until then it has a shape.
 
     Args:
         image: decoded.
-        convert: picture of any size to a uint8 tensor (C, H, W), pixel by pixel.
+        convert: what `image.crop` gives, of any size, to a uint8 tensor (C, H, W), pixel by pixel.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, image: Image.Image, convert: Callable[[Image.Image], Tensor]):
+    def __init__(self, image: Image.Image | ArrayPicture, convert: Callable[[Any], Tensor]):
         self.image = image
         self.convert = convert
         self.shape = torch.Size((convert(image.crop((0, 0, 1, 1))).shape[0], image.height, image.width))
@@ -32,7 +46,7 @@ class LargePicture:
         return self.convert(self.image.crop((0, first, self.image.width, last)))
 
 
-def can_be_in_bands(image: Image.Image, resample: Any) -> bool:
+def can_be_in_bands(image: Image.Image | ArrayPicture, resample: Any) -> bool:
     """Whether a picture is large, and resizing is done in 8 bits: along rows first, and then along columns."""
     if image.width * image.height < LARGE_PIXELS:
         return False
@@ -60,4 +74,4 @@ def resize_in_bands(
     return resize(narrow, height, width)
 
 
-__all__ = ["LargePicture", "can_be_in_bands", "resize_in_bands"]
+__all__ = ["ArrayPicture", "LargePicture", "can_be_in_bands", "resize_in_bands"]

@@ -1,7 +1,7 @@
 """What the image processors of this family share: images to upright 8-bit RGB, maps to tensors, sizes of images."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import ImageInput, SizeDict, load_image
+from transformers.image_utils import ChannelDimension, ImageInput, SizeDict, load_image
 from transformers.utils import logging
 
 from .configuration_checks_ait import check_json
-from .image_bands_ait import LargePicture, can_be_in_bands, resize_in_bands
+from .image_bands_ait import ArrayPicture, LargePicture, can_be_in_bands, resize_in_bands
 from .image_settings_ait import check_settings
 from .map_kinds_ait import IGNORED_CLASS, MapKind
 
@@ -91,14 +91,15 @@ class AiTImageProcessorBase(TorchvisionBackend):
         """Convert one image of any kind to (3, H, W) with pixels in 0..255; a large one to a `LargePicture`."""
         if isinstance(image, Image.Image):
             image, convert = _upright(image), partial(self._process_picture, *args, **kwargs)
-            in_memory = kwargs.get("device") in (None, "cpu", torch.device("cpu"))
-            is_resized = kwargs.get("do_resize") and in_memory and isinstance(image, Image.Image)
-            if is_resized and can_be_in_bands(image, kwargs.get("resample")):
+            if isinstance(image, Image.Image) and _is_banded(image, kwargs):
                 return LargePicture(image, convert)
             tensor = convert(image)
         else:
             image = _eight_bit(image)
             _require_channels(image, kwargs.get("input_data_format"))
+            if _is_colour_last(image, kwargs.get("input_data_format")) and _is_banded(ArrayPicture(image), kwargs):
+                settings = kwargs | {"input_data_format": ChannelDimension.LAST}
+                return LargePicture(ArrayPicture(image), partial(super().process_image, *args, **settings))
             tensor = super().process_image(image, *args, **kwargs)
         if do_rescale and tensor.is_floating_point() and tensor.max() <= 1:
             logger.warning_once(
@@ -333,12 +334,25 @@ def _upright(image: Image.Image) -> Image.Image | np.ndarray | Tensor:
         raise OSError(f"The image file {name} cannot be decoded ({error}); replace or remove it.") from error
     # What cannot be read says nothing of the orientation, and the picture is whole.
     with contextlib.suppress(Exception):
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else Pillow would copy it all the same
+            image = ImageOps.exif_transpose(image)
     if image.mode in UNMULTIPLIED:
         image = image.convert(UNMULTIPLIED[image.mode])
     if image.mode in SIXTEEN_BIT_MODES:
         return _eight_bit(np.clip(np.array(image), 0, 65535).astype(np.uint16))
     return image
+
+
+def _is_banded(image: Image.Image | ArrayPicture, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a picture is resized on the CPU, and in bands."""
+    in_memory = kwargs.get("device") in (None, "cpu", torch.device("cpu"))
+    return bool(kwargs.get("do_resize")) and in_memory and can_be_in_bands(image, kwargs.get("resample"))
+
+
+def _is_colour_last(image: np.ndarray | Tensor, stated: Any) -> bool:
+    """Whether an image is a uint8 array (H, W, 3)."""
+    of_colours = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3
+    return of_colours and image.shape[0] > 3 and stated in (None, "channels_last", ChannelDimension.LAST)
 
 
 def _eight_bit(image: np.ndarray | Tensor) -> np.ndarray | Tensor:
