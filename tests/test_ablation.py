@@ -200,6 +200,7 @@ def test_files_that_are_missing_or_no_suite(write, tmp_path):
         load_suite(write(), seeds=[-1])
 
 
+@pytest.mark.slow
 def test_table_and_verdicts(write, tmp_path):
     suite = load_suite(write())
     figures = {"plain": [1.0, 1.2, 1.1], "soft": [0.9, 1.11, 1.0], "slow": [1.0, 1.3, 1.0]}
@@ -266,6 +267,7 @@ def test_published_records_give_the_page(write, tmp_path):
     assert "| [Less is more.](#later-on) | not run yet |" in page and "**Not run yet.**" in page
 
 
+@pytest.mark.slow
 def test_suites_of_the_project_are_valid(repository):
     paths = sorted((repository / "training/suites").glob("*.yaml"))
     assert len(paths) >= 10
@@ -280,6 +282,7 @@ def test_suites_of_the_project_are_valid(repository):
                 assert suite.steps[name].values["run"]["checkpoint_every"] <= 100
 
 
+@pytest.mark.slow
 def test_committed_page_is_what_its_records_give(repository, tmp_path):
     """Byte for byte; pictures as far as the same matplotlib drew them."""
     matplotlib = pytest.importorskip("matplotlib")

@@ -240,6 +240,7 @@ def test_unfit_maps_are_refused():
 # Checkpoints
 
 
+@pytest.mark.slow
 def test_files_are_those_of_predict(rooms, photo, repository, tmp_path):
     result, output = rooms.predict(photo), tmp_path / "out"
     model = str(repository / "hub_configs" / "ait-tiny-rooms")

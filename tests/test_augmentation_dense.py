@@ -165,6 +165,7 @@ def test_colours_stay_in_range_and_leave_depth_alone(transform):
 # --- the whole ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_depth_alone_is_augmented_bit_for_bit_as_by_torchvisions_transforms():
     """What trained checkpoints were augmented by: every transform, and the order of its draws."""
     colours = (RandomBrightnessContrast(), RandomGamma(), RandomHueSaturationValue())

@@ -48,6 +48,7 @@ def measured(script, tiny_setting):
     return measure
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_plain_objects_agree_with_ours_under_the_same_draws(script):
     models = script("models")
@@ -111,6 +112,7 @@ def test_rate_is_a_share_of_the_matrix_product_of_the_same_rounds(script, tiny_s
     assert timing.count_flops(product) == flops
 
 
+@pytest.mark.slow
 def test_peak_counts_neither_earlier_peaks_nor_what_was_held_before(script, tiny_setting):
     memory = script("memory")
     if not memory.PROCESS_STATUS.exists():
@@ -159,6 +161,7 @@ def test_a_curve_is_held_against_its_best_smaller_batch(script, rates, worst, cu
     assert scaling.verdict(worst).startswith(curve)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part", ["components", *(pytest.param(x, marks=pytest.mark.slow) for x in ("plain", "rivals", "scaling"))]
 )
@@ -170,6 +173,7 @@ def test_every_part_measures_what_the_table_asks_of_it(script, measured, part):
     assert "nan" not in "\n".join(found.lines)
 
 
+@pytest.mark.slow
 def test_operators_are_sorted_into_kinds_and_their_times_add_up(script, measured):
     operators = script("operators")
     named = {
@@ -211,6 +215,7 @@ def test_every_part_runs_on_a_gpu(script, measured):
     assert {"gpu_parallel", "gpu_autoregressive"} <= found["scaling"].measured.keys()
 
 
+@pytest.mark.slow
 def test_rivals_have_their_published_sizes(script):
     rivals = script("rivals")
     for rival in (*rivals.DEPTH_RIVALS, *rivals.SEGMENTATION_RIVALS):

@@ -167,6 +167,7 @@ def averaged_recipe(output, **changes):
     return depth_recipe(output, ema=0.7, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "calls_per_step"),
     [
@@ -251,6 +252,7 @@ def test_workers_change_nothing(tmp_path, data):
     assert logs[0] == logs[1]
 
 
+@pytest.mark.slow
 def test_finished_run_resumes_to_its_end(tmp_path, data):
     run(vqvae_recipe(tmp_path / "run"), data)
     before = final_state(tmp_path / "run")

@@ -76,6 +76,7 @@ def small(tiny_model, tiny_vqvae_config, tmp_path_factory):
 # Formats
 
 
+@pytest.mark.slow
 def test_maps_in_every_format_are_those_of_the_python_interface(photos, repository, tmp_path):
     folder, output = repository / "hub_configs" / "ait-lite-nyu", tmp_path / "out"
     given = [photos / "wide.png", "--model", folder, "--output", output, "--formats", "colour,overlay,png16,npy"]
@@ -156,6 +157,7 @@ def test_all_tasks_of_a_joint_checkpoint(photos, repository, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own_is_written_by_its_kind(photos, small, tmp_path):
     assert predict(photos, "--model", small, "--output", tmp_path / "out", "--tasks", "height") == 0
     assert [name for name in files_of(tmp_path / "out") if "wide" in name] == [
@@ -269,6 +271,7 @@ def read_video(path):
         ]
 
 
+@pytest.mark.slow
 def test_a_smoothed_video_as_files_and_as_a_video(small, tmp_path, capsys):
     """Every other frame is a little brighter, and its map a little different."""
     still = room(height=48, width=62)
@@ -295,6 +298,7 @@ def test_a_smoothed_video_as_files_and_as_a_video(small, tmp_path, capsys):
     assert "->" in printed and "->" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_videos_and_photographs_in_one_run(small, photos, tmp_path):
     for name in ("a.mp4", "c.mp4"):
         write_video(tmp_path / name, [room(height=48, width=64)] * 3)
@@ -354,6 +358,7 @@ def test_without_any_input_nothing_is_loaded(tmp_path, capsys):
     assert "nothing matches" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_existing_files_stay(photos, small, tmp_path, capsys):
     output = tmp_path / "out"
     output.mkdir()
@@ -468,6 +473,7 @@ def test_missing_packages_are_named(monkeypatch, capsys):
     assert "pip install 'transformers_ait[train]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_train_trains(tmp_path):
     options = {"height": 32, "width": 48, "num_train": 4, "num_validation": 2, "num_test": 0}
     recipe = str(TRAINING / "recipes" / "vqvae-tiny-rooms-depth.yaml")

@@ -382,6 +382,7 @@ def test_config_checks_itself() -> None:
         COCOInstancesConfig(data_dir="s3://bucket/coco")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("annotations", "images", "sizes"),
     [

@@ -95,6 +95,7 @@ def test_vqvae_round_trip(name, prefix, files, tmp_path):
     assert all(torch.equal(returned[key], tensor) for key, tensor in tensors.items())
 
 
+@pytest.mark.slow
 def test_safetensors_checkpoint(files, tmp_path):
     _, settings = files("depth_parallel")
     save_file(original_tensors("depth_parallel"), tmp_path / "original.safetensors")
@@ -102,6 +103,7 @@ def test_safetensors_checkpoint(files, tmp_path):
     assert all(comparison.passed for comparison in report.comparisons)
 
 
+@pytest.mark.slow
 def test_vqvae_from_a_file_of_its_own(files, tmp_path):
     tensors = original_tensors("depth_ar_hard")
     vqvae = select(tensors, "depth_head.vqvae.")
@@ -146,6 +148,7 @@ def check_that_it_only_starts_a_training(folder, absent, image):
         model(image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["model", pytest.param("state_dict", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("prefix", ["", "encoder.", "backbone."])
 def test_backbone_pretraining_is_an_initialisation(prefix, wrapper, files, tmp_path, capfd):
@@ -159,6 +162,7 @@ def test_backbone_pretraining_is_an_initialisation(prefix, wrapper, files, tmp_p
     check_that_it_only_starts_a_training(tmp_path / "folder", report.absent, torch.zeros(1, 3, 96, 96))
 
 
+@pytest.mark.slow
 def test_backbone_pretraining_as_a_backbone(files, tmp_path):
     config = {"backbone": original_config("depth_ar_soft")["backbone"]}
     report = convert(*files("depth_ar_soft", pretraining_tensors(), config), tmp_path / "folder")
@@ -170,6 +174,7 @@ def test_backbone_pretraining_as_a_backbone(files, tmp_path):
         convert(*files("depth_ar_soft", config=config), tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_decoder_less_file_is_an_initialisation(files, tmp_path):
     gone = ("transformer.decoder", "transformer.voc_embed", "transformer.det_embed", "transformer.dec_embed")
     gone += ("transformer.outp_bias", "transformer.norm.")
@@ -182,6 +187,7 @@ def test_decoder_less_file_is_an_initialisation(files, tmp_path):
         reverse(tmp_path / "folder", tmp_path / "back.pth")
 
 
+@pytest.mark.slow
 def test_a_whole_checkpoint_is_no_initialisation(files, tmp_path):
     config = ait_config_from_original(original_config("detection"))
     config.initialization_only = True  # as in the folder of an initialisation
@@ -193,6 +199,7 @@ def test_a_whole_checkpoint_is_no_initialisation(files, tmp_path):
 # --- what else stands in the folder ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some([*TASK_SOLVERS, *VQVAES]))
 def test_every_folder_has_an_image_processor(name, files, tmp_path):
     convert(*files(name), tmp_path / "folder")
@@ -205,6 +212,7 @@ def test_every_folder_has_an_image_processor(name, files, tmp_path):
     assert (tmp_path / "folder/depth").is_dir() == (name == "joint")
 
 
+@pytest.mark.slow
 def test_depth_processor_of_a_joint_model(files, tmp_path):
     convert(*files("joint"), tmp_path / "folder")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "folder/depth")
@@ -278,6 +286,7 @@ def named(tmp_path, monkeypatch):
     monkeypatch.setattr(converter, "HUB_CONFIGS", tmp_path / "hub")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "wrong"), [("joint", "depth_ar_soft"), ("vqvae_depth", "joint")])
 def test_the_wrong_name_is_answered_with_the_right_one(name, wrong, files, tmp_path, named):
     checkpoint, _ = files(name)
@@ -287,6 +296,7 @@ def test_the_wrong_name_is_answered_with_the_right_one(name, wrong, files, tmp_p
     convert(checkpoint, name, tmp_path / "folder")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_fits_no_name(files, tmp_path, named):
     checkpoint, _ = files("joint", original_tensors("joint") | {"novelty": torch.ones(1)})
     with pytest.raises(CheckpointError, match=r"novelty \(1,\) is not expected \(no name of an original") as caught:
@@ -328,6 +338,7 @@ def test_damaged_files(suffix, damage, tmp_path, capsys):
     assert nothing_left(tmp_path / "folder")
 
 
+@pytest.mark.slow
 def test_half_precision_is_widened(files, tmp_path):
     halves = {key: t.half() if t.is_floating_point() else t for key, t in original_tensors("depth_ar_hard").items()}
     convert(*files("depth_ar_hard", halves), tmp_path / "folder")
@@ -491,6 +502,7 @@ def test_a_planted_error_in_objects_fails_the_proof(plant, files):
         require_parity(compare(model, probes), "after planting")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformer.decoder.blocks.0.attn.wk.bias", "transformer.voc_embed"])
 def test_an_error_on_the_way_to_disk_fails_the_reload(name, files, tmp_path, monkeypatch):
     save = AiTForDenseAndInstancePrediction.save_pretrained

@@ -138,6 +138,7 @@ def test_bad_arguments_end_with_one_line(cost_table, folders, tmp_path, capsys):
         cost_table.main(["--rounds", "0"])
 
 
+@pytest.mark.slow
 def test_the_papers_backbone_and_token_decoder_come_out(cost_table):
     """What settles how the paper counts: two rows of table 7 that our Swin-B and our decoder repeat."""
     arguments = cost_table.SOLVER, AiTConfig, cost_table.AiTForDenseAndInstancePrediction, "meta"

@@ -103,6 +103,7 @@ def trained(teacher, pictures, tmp_path_factory):
     return train_of(values)
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_and_a_teacher_are_enough(teacher, trained):
     log = read_log(trained.parent / LOG_FILE)
     assert {"features", "codebook", "commitment", "codes_used", "perplexity"} <= log[0].keys()
@@ -172,6 +173,7 @@ def test_training_starts_with_scales_and_codes_that_fit(teacher, update):
     assert set(model.state_dict()) == set(build_dense_decoder(recipe, known).state_dict())
 
 
+@pytest.mark.slow
 def test_evaluation_by_folder_is_that_of_the_training(teacher, pictures, tmp_path):
     values = recipe_of(teacher, pictures, tmp_path, teacher_task="depth")
     options = {"height": 36, "width": 40, "num_train": 4, "num_validation": 3, "num_test": 0}

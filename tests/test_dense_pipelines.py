@@ -140,6 +140,7 @@ def no_messages():
 PHOTOGRAPHS = [Image.fromarray(photo(*size, seed)) for seed, size in enumerate([(48, 64), (30, 60), (64, 40)])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_one_folder_serves_both_pipelines(folder, no_messages, batch_size):
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)

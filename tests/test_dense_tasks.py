@@ -330,6 +330,7 @@ def test_images_beyond_a_tokenizer_are_refused(model, images):
     assert model(images, task="normals").dense_maps["normals"].shape == (3, 3, 32, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objects", [(), ("instance",)])
 def test_saved_and_loaded_to_the_bit(dense_model, small, tmp_path, objects):
     model = dense_model(objects=objects, parallel=True)

@@ -130,6 +130,7 @@ def trained(rooms, tokenizers, tmp_path_factory):
 # --- tokenizers of every kind ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "figures"), [("depth", {"rmse", "d1"}), ("normals", {"mean_angle"}), ("semantic", {"miou"})]
 )
@@ -205,6 +206,7 @@ def test_three_tasks_train_in_one_pass(trained, tokenizers):
     assert picture.height > 1.5 * picture.width / 4  # a row for each task
 
 
+@pytest.mark.slow
 def test_one_folder_serves_all_tasks(trained, rooms):
     image = datasets.load_dataset("synthetic_rooms", split="validation", **rooms)[0]["image"]
     processor = AutoImageProcessor.from_pretrained(trained)
@@ -229,6 +231,7 @@ def test_one_folder_serves_all_tasks(trained, rooms):
     assert "`depth` x" not in text and "surface normals and semantic segmentation" in text
 
 
+@pytest.mark.slow
 def test_a_dense_run_resumes_to_the_bit(rooms, tokenizers, tmp_path):
     recipe = dense_recipe(rooms, tokenizers, steps=3, checkpoint_every=1, panels=0, ema=0.5)
     model = run_script("run_dense.py", recipe, tmp_path)
@@ -258,6 +261,7 @@ def test_a_model_lends_its_tokenizers_to_one_of_more_tasks(trained, tokenizers, 
     assert {"far_rmse", "semantic_miou"} <= read_log(tmp_path / "run" / LOG_FILE)[-1].keys()
 
 
+@pytest.mark.slow
 def test_the_plain_baseline_trains_on_the_same_data(rooms, tmp_path):
     recipe = dense_recipe(rooms, {})
     entries = [{"name": name, "kind": kind} for name, kind in TASKS.items()]
@@ -408,6 +412,7 @@ def test_a_new_task_is_loaded_and_predicts(height_model, heights, tmp_path):
     assert names["maps"]["height"].shape == (1, 32, 48)
 
 
+@pytest.mark.slow
 def test_a_new_task_is_evaluated(height_model, heights, tmp_path):
     settings = EvaluationSettings(
         folders=[height_model[1]],
@@ -426,6 +431,7 @@ def test_a_new_task_is_evaluated(height_model, heights, tmp_path):
     assert any(path.name == "worst.png" for path in (tmp_path / "results").rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_a_new_task_can_be_streamed(heights, tmp_path):
     entry = {"name": "height", "kind": "values", "tokenizer_config": BINS | {"num_codes": 8, "max_value": 3}}
     recipe = {

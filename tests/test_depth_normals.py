@@ -144,6 +144,7 @@ def camera_of(frame) -> Pinhole:
     return Pinhole(frame.camera.fx, frame.camera.fy, frame.camera.cx, frame.camera.cy)
 
 
+@pytest.mark.slow
 def test_agrees_with_rendered_normals(rooms: list) -> None:
     errors, wrong = [], []
     for frame in rooms:

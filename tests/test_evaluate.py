@@ -45,6 +45,7 @@ def predicted_depths(model, rows, **switches):
         yield processor.post_process_depth_estimation(outputs, size)[0]["predicted_depth"]
 
 
+@pytest.mark.slow
 def test_depth_figures_are_those_of_a_direct_call(depth_folder, tiny_model, rooms, truth, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(evaluation_dense, "dense_panel", lambda rows, *_: shown.append(rows))
@@ -85,6 +86,7 @@ def test_constants_are_mean_and_median_of_the_split_asked_for(depth_folder, room
     assert list(lines) == ["autoregressive, soft tokens", "constant", "constant, median"]
 
 
+@pytest.mark.slow
 def test_a_depth_tokenizer_reconstructs_maps_cut_to_whole_tokens(tiny_vqvae_config, enliven, rooms, truth, tmp_path):
     torch.manual_seed(0)
     model = enliven(AiTVQVAEModel(tiny_vqvae_config(image_size=48, downsample_ratio=16)))
@@ -101,6 +103,7 @@ def test_a_depth_tokenizer_reconstructs_maps_cut_to_whole_tokens(tiny_vqvae_conf
     assert Image.open(tmp_path / "results" / "vqvae-reconstruction-of-the-truth" / "worst.png").width > 100
 
 
+@pytest.mark.slow
 def test_nyu_protocol_counts_the_crop_alone(depth_folder, tiny_model, tmp_path):
     rng = np.random.default_rng(0)
     for number in range(2):

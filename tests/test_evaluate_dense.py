@@ -126,6 +126,7 @@ def figures(task, found, true):
     return METRICS[task](found, true)
 
 
+@pytest.mark.slow
 def test_every_task_of_a_parallel_model_is_predicted_once_and_measured_like_a_direct_call(
     parallel_folder, processor, rows, truth, tmp_path, monkeypatch
 ):

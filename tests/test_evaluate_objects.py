@@ -143,6 +143,7 @@ def test_instance_predictions_are_those_of_a_direct_call(object_model, coco, tmp
     assert Image.open(tmp_path / "results" / lines["autoregressive, soft tokens"].files[2]).size[0] == 2 * 480
 
 
+@pytest.mark.slow
 def test_detection_is_measured_by_boxes_alone(object_model, coco, tmp_path, monkeypatch):
     options, _ = coco
     folder = tmp_path / "detection"
@@ -158,6 +159,7 @@ def test_detection_is_measured_by_boxes_alone(object_model, coco, tmp_path, monk
     assert stored["settings"]["split"] == "validation" and stored["versions"]["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parallel", "mode"), [(False, "autoregressive, soft tokens"), (True, "parallel")])
 def test_a_joint_model_does_all_or_what_is_asked(parallel, mode, object_model, rooms, tmp_path):
     folder = tmp_path / "joint"

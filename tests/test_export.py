@@ -359,6 +359,7 @@ def test_a_deviating_export_leaves_nothing(save, monkeypatch, capsys):
     assert nothing_left(output)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported(save, monkeypatch):
     folder = save(parallel=True)
 

@@ -164,6 +164,7 @@ def test_the_way_back_gives_the_same_file(converted, tmp_path):
     assert all(torch.equal(back[name], weights[name]) for name in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["sequence", "frame"])
 def test_motionbert_there_and_back(output, tmp_path, capsys):
     """Random weights under the original's names, whose table of frames has another shape."""

@@ -131,6 +131,7 @@ def test_swin_tokens_see_the_biases_of_their_places():
         assert (attention.forward_tokens(gather_tokens(x, kept), kept.flip(0)) - some).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_encoder_of_a_model_with_a_convolutional_backbone():
     folder = Path(__file__).parents[1] / "hub_configs" / "ait-lite-nyu"
     model = AutoModelForDepthEstimation.from_pretrained(folder).eval()

@@ -235,6 +235,7 @@ def test_there_and_back(changes, tmp_path):
     assert all(x.dtype == weights[name].dtype and torch.equal(x, weights[name]) for name, x in back.items())
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_fit_is_named(tmp_path, capsys):
     config = small_config()
     weights = original_weights(config)

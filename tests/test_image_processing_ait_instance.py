@@ -254,6 +254,7 @@ def test_boxes_alone_do_not_need_a_mask_with_pixels():
     assert len(read_images(target, return_segmentation_masks=False)[0][0]["boxes"]) == 1
 
 
+@pytest.mark.slow
 def test_coco_s_own_crowds_are_counted(coco):
     annotations, folder = coco
     targets = targets_of(annotations, annotations["images"])
@@ -350,6 +351,7 @@ JUNK = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["bbox", "segmentation", "category_id", "iscrowd", "id"]), JUNK)
 def test_nothing_but_named_errors_comes_of_junk(field, junk):
@@ -589,6 +591,7 @@ def test_half_precision_outputs_give_float32():
     small().post_process_instance_segmentation(half, target_sizes=[(16, 32)])
 
 
+@pytest.mark.slow
 def test_export_of_the_truth_has_an_average_precision_of_one(coco):
     """Annotations through preprocessing, RoIAlign-free masks, pasting, export and pycocotools."""
     annotations, folder = coco

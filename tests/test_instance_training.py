@@ -90,6 +90,7 @@ def instance(rooms, tokenizer, detection, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_mask_tokenizer_run(tokenizer):
     model = AiTVQVAEModel.from_pretrained(tokenizer / "model")
     assert model.config.symmetric_range and not model.config.ignore_zero
@@ -123,6 +124,7 @@ def test_instance_run_gives_a_model_for_the_pipeline(instance, tokenizer, rooms)
     assert {"mask_AP", "box_AP"} <= read_log(instance / LOG_FILE)[-1].keys()
 
 
+@pytest.mark.slow
 def test_instances_start_from_the_detection_decoder(detection, rooms, tokenizer, tmp_path):
     recipe = load_recipe(InstanceRecipe, instance_arguments(tmp_path, rooms, tokenizer, detection))
     started = build_instance_model(recipe.model, list(SYNTHETIC_ROOMS_CLASSES)).model.decoder

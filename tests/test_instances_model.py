@@ -97,6 +97,7 @@ def test_loss_is_the_mean_over_all_supervised_tokens(object_model, images, task,
     assert supervised.sum() == sum(count * tokens + (8 - count) for count in counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["detection", "instance_soft"])
 @torch.no_grad()
 def test_the_originals_loss_of_one_image_is_that_of_the_image_twice(name, tmp_path):
@@ -230,6 +231,7 @@ def test_same_seed_same_loss(object_model, images):
     assert loss(1) == loss(1) != loss(2)
 
 
+@pytest.mark.slow
 def test_training_learns_the_objects(object_model, images):
     model = object_model(soft_feedback=False, top_p=0)
     labels = [ready(model, "detection", 8, seed) for seed in range(3)]

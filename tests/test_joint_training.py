@@ -267,6 +267,7 @@ def test_two_processes_learn_what_one_learns(one, two):
     same_run(one, two)
 
 
+@pytest.mark.slow
 def test_accumulation_learns_what_one_pass_learns(folder, one):
     # Three images of objects in a pass, and both depth images still in one.
     train_joint(recipe_of(folder, folder / "accumulated", "--run.micro_batch", "3"))
@@ -288,6 +289,7 @@ def test_resumed_runs_are_equal_to_the_bit(folder):
     assert all(torch.equal(after[name], tensor) for name, tensor in before[1].items())
 
 
+@pytest.mark.slow
 def test_one_folder_serves_three_pipelines(folder, one):
     model = AiTForDenseAndInstancePrediction.from_pretrained(one / "model")
     assert list(model.config.tasks) == ["instance", "depth"] and model.config.default_task == "instance"
@@ -402,6 +404,7 @@ def test_comparison_sees_tasks_that_share_their_weights(every, monkeypatch):
         same_run(every / "one", every / "planted")
 
 
+@pytest.mark.slow
 def test_one_folder_serves_every_task(every):
     where = every / "one" / "model"
     model = AiTForDenseAndInstancePrediction.from_pretrained(where)

@@ -90,6 +90,7 @@ def jittered(results, seed=0):
     return changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iou_type", ["bbox", "segm", "boundary"])
 def test_truth_has_an_average_precision_of_one(coco, iou_type):
     metrics = coco_metrics(exact(coco), coco, iou_type)
@@ -98,6 +99,7 @@ def test_truth_has_an_average_precision_of_one(coco, iou_type):
     assert metrics["AR1"] < metrics["AR10"] < 1, "images hold more objects than that"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_libraries_agree(coco, iou_type):
     predictions = jittered(exact(coco))
@@ -111,6 +113,7 @@ def test_libraries_agree(coco, iou_type):
     assert abs(other["AP"] - first["AP"]) > 1e-4, "other predictions must not pass for these"
 
 
+@pytest.mark.slow
 def test_boundaries_are_stricter_than_masks(coco):
     predictions = jittered(exact(coco))
     boundary, mask = (coco_metrics(predictions, coco, iou_type) for iou_type in ("boundary", "segm"))
@@ -208,6 +211,7 @@ def test_lvis_takes_three_hundred_detections_of_an_image(lvis_truth):
     assert lvis_metrics([*others, others[0], hit], lvis_truth)["APr"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["class", "file"])
 def test_evaluate_module(coco, tmp_path, source, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -56,6 +56,7 @@ def maps():
     return pred, target
 
 
+@pytest.mark.slow
 @given(
     pred=arrays(np.int64, (2, 3, 4), elements=st.integers(0, NUM_CLASSES - 1)),
     target=arrays(np.int64, (2, 3, 4), elements=st.sampled_from([*range(NUM_CLASSES), 255])),

@@ -491,6 +491,7 @@ def test_tuple_outputs(model, images, depths):
     assert isinstance(model(images, depth_labels=depths, return_dict=False), tuple)
 
 
+@pytest.mark.slow
 def test_stages_beyond_the_requested_map_are_neither_kept_nor_missed(tiny_model, images, tmp_path):
     timm_backbone = {"model_type": "timm_backbone", "backbone": "tf_efficientnet_lite0", "out_indices": [2]}
     model = tiny_model(backbone_config=timm_backbone, feature_stride=8)

@@ -421,6 +421,7 @@ def test_quantised_position_weights_are_told_apart(caching, images):
         assert torch.equal(kept, feature(caching, images))
 
 
+@pytest.mark.slow
 def test_threads_may_share_a_model(any_cache, images):
     with torch.no_grad():
         expected = feature(any_cache, images)

@@ -18,6 +18,7 @@ def maps(depths):
     return depths[:, None]
 
 
+@pytest.mark.slow
 @given(
     halvings=st.integers(1, 5),
     hidden_size=st.integers(1, 5),

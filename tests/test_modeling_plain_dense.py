@@ -240,6 +240,7 @@ def test_batches_are_their_images(images):
             torch.testing.assert_close(maps[0], together[task][index], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_maps_can_be_learnt_by_heart(images):
     """Smooth maps, as ours are: the output is drawn at a quarter of the image's size."""
     torch.manual_seed(0)

@@ -95,6 +95,7 @@ def test_split_without_labels_has_no_such_column(load: Load) -> None:
     assert [row["semantic"] is None for row in load(split="train+test")] == [False] * 70 + [True]
 
 
+@pytest.mark.slow
 def test_streaming_and_several_processes_give_the_same_rows(load: Load, tmp_path: Path) -> None:
     rows = list(load(split="train"))
     stream = load(split="train", streaming=True)
@@ -227,6 +228,7 @@ def scene(tmp_path: Path) -> Path:
     return tmp_path / "scene"
 
 
+@pytest.mark.slow
 def test_normals_are_computed_from_depth(load: Load, scene: Path, tmp_path: Path) -> None:
     rows = load(data_dir=str(scene), normals=True, split="train")
     assert rows.column_names == ["image", "depth", "normals", "scene", "name"]
@@ -245,6 +247,7 @@ def test_normals_are_computed_from_depth(load: Load, scene: Path, tmp_path: Path
     assert list(parallel) == list(rows)
 
 
+@pytest.mark.slow
 def test_normals_of_the_labelled_file(load: Load, tmp_path: Path) -> None:
     h5py, io = pytest.importorskip("h5py"), pytest.importorskip("scipy.io")
     depth = write_scene(tmp_path / "unused", 0)
@@ -267,6 +270,7 @@ def test_normals_need_the_camera_of_the_frames(load: Load, streaming: bool) -> N
         load(normals=21, streaming=streaming)
 
 
+@pytest.mark.slow
 def test_real_frames(shared_dir: Path, load: Load, tmp_path: Path) -> None:
     source = shared_dir / "data" / "nyu_depth_v2" / "sync" / "labelled"
     if not source.is_dir():

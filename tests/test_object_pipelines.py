@@ -213,6 +213,7 @@ def proper_objects(model):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "chosen"),
     [
@@ -256,6 +257,7 @@ def test_segmentation_pipeline_equals_processor_model_and_post_processing(joint_
         assert entry["score"] == segment["score"]
 
 
+@pytest.mark.slow
 def test_joint_folder_serves_three_pipelines(joint_model, folder, photographs, no_messages, tmp_path):
     """Each answers as the model itself does for the task, single and batched, from one folder of weights."""
     proper_objects(joint_model).save_pretrained(folder)
@@ -275,6 +277,7 @@ def test_joint_folder_serves_three_pipelines(joint_model, folder, photographs, n
         assert counts == [len(find(image)) for image in photographs] and sum(counts) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["image-segmentation", "object-detection"])
 def test_thresholds_pass_through_pipelines(joint_model, folder, photographs, no_messages, task):
     """At construction and at calls, where the call wins."""
@@ -295,6 +298,7 @@ def test_thresholds_pass_through_pipelines(joint_model, folder, photographs, no_
     assert same(strict(image, threshold=0.0, **settings), everything) and find(image, threshold=1.1) == []
 
 
+@pytest.mark.slow
 def test_mask_thresholds_pass_through_the_segmentation_pipeline(joint_model, folder, photographs, no_messages):
     proper_objects(joint_model).save_pretrained(folder)
     find = piped("image-segmentation", folder, threshold=0.0)
@@ -309,6 +313,7 @@ def test_mask_thresholds_pass_through_the_segmentation_pipeline(joint_model, fol
     assert 0 < len(strict) < len(lenient)
 
 
+@pytest.mark.slow
 def test_pipelines_open_files(joint_model, folder, photographs, no_messages, tmp_path):
     proper_objects(joint_model).save_pretrained(folder)
     paths = [str(tmp_path / f"{index}.png") for index in range(len(photographs))]
@@ -318,6 +323,7 @@ def test_pipelines_open_files(joint_model, folder, photographs, no_messages, tmp
     assert all(same(a, b) for a, b in zip(find(paths, batch_size=2), find(photographs), strict=True))
 
 
+@pytest.mark.slow
 def test_pictures_without_objects_give_nothing(folder, photographs, no_messages):
     """Random weights write inverted boxes: their objects are dropped, alone and in a batch."""
     for task in ("image-segmentation", "object-detection"):
@@ -325,6 +331,7 @@ def test_pictures_without_objects_give_nothing(folder, photographs, no_messages)
         assert find(photographs[0]) == [] and find(photographs, batch_size=3) == [[]] * 4
 
 
+@pytest.mark.slow
 def test_demo_draws_the_objects_of_a_room(joint_model, folder, repository, capsys):
     specification = importlib.util.spec_from_file_location("demo", repository / "training" / "demo.py")
     demo = importlib.util.module_from_spec(specification)

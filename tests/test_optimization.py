@@ -62,6 +62,7 @@ def test_groups_match_the_original(name):
     torch.optim.AdamW(groups)
 
 
+@pytest.mark.slow
 def test_comparison_sees_planted_errors():
     model, names, expected = golden_model("depth_parallel")
     wrong = deviations(parameter_groups(model, 1.0, 0.05, 0.8), names, expected, 1.0, 0.05)

@@ -216,6 +216,7 @@ def test_a_model_to_start_from_lends_its_tokenizers(dense_source, tiny_config):
         assert torch.equal(model.depth_tokenizer.state_dict()[name], tensor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["two folders", "imagefolder"])
 def test_own_depth_trains(dense_source, tmp_path, layout):
     root = write_folders(tmp_path / "data", 10)
@@ -344,6 +345,7 @@ def test_what_finetuning_cannot_do_is_named(dense_source, object_source, tmp_pat
 # The plain Trainer
 
 
+@pytest.mark.slow
 def test_plain_trainer(dense_source, tmp_path, monkeypatch, capsys):
     script = TRAINING / "examples" / "finetune_depth_trainer.py"
     assert len(script.read_text().splitlines()) < 40

@@ -86,6 +86,7 @@ def test_adapters_of_the_position_bias_are_not_kept_past_their_time(tiny_model, 
     assert torch.equal(depth(adapted, images), first)
 
 
+@pytest.mark.slow
 def test_trainer_trains_adapters(tiny_model, images, depths, tmp_path):
     samples = [{"pixel_values": a, "depth_labels": b} for a, b in zip(images, depths, strict=True)]
     arguments = TrainingArguments(
@@ -113,6 +114,7 @@ def test_trainer_trains_adapters(tiny_model, images, depths, tmp_path):
     assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_document_s_example(tmp_path, monkeypatch, repository):
     block = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[1]
     (tmp_path / "hub_configs").symlink_to(repository / "hub_configs")

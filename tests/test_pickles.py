@@ -94,6 +94,7 @@ def test_the_audit_lets_pass_what_is_safe():
     assert unsafe("torch.load(p, weights_only=True); np.load(p); model.eval(); yaml.load(t, Loader=_Loader)") == []
 
 
+@pytest.mark.slow
 def test_no_source_loads_a_pickle():
     found = {str(path.relative_to(REPOSITORY)): unsafe(path.read_text(), path.name) for path in SOURCES}
     assert len(found) > 100 and {path: problems for path, problems in found.items() if problems} == {}

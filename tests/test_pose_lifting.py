@@ -50,6 +50,7 @@ def linear_flops(model, *shape):
     return total / 1e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "published"),
     [

@@ -154,6 +154,7 @@ def test_videos_with_a_joint_that_is_never_seen_are_left_out(tmp_path, monkeypat
     assert len(fewer) < len(whole)
 
 
+@pytest.mark.slow
 def test_a_lifted_video_has_its_root_at_zero(tmp_path, without_pictures):
     folder = train_pose(recipe(tmp_path, training__max_steps=1))
     model, processor = AutoModel.from_pretrained(folder).eval(), AutoFeatureExtractor.from_pretrained(folder)
@@ -189,6 +190,7 @@ def test_mhformer_learns_resumes_and_lifts_every_frame(tmp_path, without_picture
     assert lift_video(whole, processor, torch.randn(23, 17, 2)).shape == (23, 17, 3)
 
 
+@pytest.mark.slow
 def test_the_rate_falls_more_after_every_fifth_epoch(tmp_path, without_pictures):
     changes = {"epoch_decay": 0.9, "large_decay": 0.5, "data__options": {**FEW, "num_train": 1}}
     train_pose(recipe(tmp_path, **changes, training__max_steps=12, training__logging_steps=1))
@@ -238,6 +240,7 @@ def test_an_empty_set_of_videos_is_said(tmp_path, monkeypatch):
         train_pose(recipe(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_shipped_checkpoint_lifts_new_people(tmp_path):
     """Far better than the mean pose, and no better than chance on videos of other people."""
     folder = Path(__file__).parents[1] / "hub_configs" / "hourglass-pose-tiny"
@@ -250,6 +253,7 @@ def test_the_shipped_checkpoint_lifts_new_people(tmp_path):
     assert evaluate_poses(model, videos)["mpjpe"] > 150
 
 
+@pytest.mark.slow
 def test_the_rate_falls_with_every_epoch(tmp_path, without_pictures):
     source = recipe(tmp_path, epoch_decay=0.5, training__max_steps=12, training__logging_steps=1)
     train_pose(source)

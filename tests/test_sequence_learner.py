@@ -148,6 +148,7 @@ def test_the_auxiliary_loss_compares_with_the_dense_decoders_own_map(decoders, l
     assert model.model.decoder.token_embeddings.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_tasks_of_images_and_of_labels_share_a_pass(decoders, learner, pictures, tiny_vqvae_config):
     tokenizer = tiny_vqvae_config(map_kind="normals", image_size=SIZE, downsample_ratio=16)
     entries = [
@@ -187,6 +188,7 @@ def test_predicted_codes_become_maps_through_the_frozen_decoded_mapping(decoders
         assert not soft or (found - source.config.kind.from_tokenizer(hard)).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_learning_moves_the_learner_and_no_dense_decoder(decoders, learner, pictures):
     model, codes = learner(parallel=True).train(), codes_of(decoders, pictures)
     tokenizers = {name: x.clone() for name, x in model.state_dict().items() if "tokenizer" in name}
@@ -218,6 +220,7 @@ def test_the_pyramid_sums_convolutions_of_all_levels(learner, pictures):
     assert (found - F.avg_pool2d(F.conv2d(coarse, second.weight, second.bias, padding=1), 2)).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_the_pyramid_starts_as_convolutions_do_and_is_stored(learner, pictures, tmp_path):
     config = learner(backbone_config=backbone(), feature_pyramid=True, feature_stride=8).config
     torch.manual_seed(0)
@@ -237,6 +240,7 @@ def test_the_pyramid_starts_as_convolutions_do_and_is_stored(learner, pictures, 
 # --- prediction, storing, remote code ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
     [
@@ -278,6 +282,7 @@ def test_more_than_ten_classes_keep_their_order(tiny_config):
     assert build_task_head(head).class_names == names
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_folders_serve_auto_classes_and_pipelines(learner, pictures, tmp_path):
     model = learner(parallel=True)

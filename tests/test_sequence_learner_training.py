@@ -156,6 +156,7 @@ def trained(dense_decoders, pictures, tmp_path_factory):
     return train_of(recipe_of(dense_decoders, pictures, tmp_path_factory.mktemp("trained")), ema=0.9)
 
 
+@pytest.mark.slow
 def test_pictures_and_dense_decoders_are_enough(dense_decoders, trained):
     log = read_log(trained.parent / LOG_FILE)
     assert {f"{task}_{part}" for task in TASKS for part in ("ce", "aux")} <= log[0].keys()
@@ -172,6 +173,7 @@ def test_pictures_and_dense_decoders_are_enough(dense_decoders, trained):
     assert (trained.parent / "panels" / "step-00000002.png").is_file()
 
 
+@pytest.mark.slow
 def test_one_folder_serves_all_tasks(trained):
     image = Image.effect_noise((48, 32), 60).convert("RGB")
     where = {"model": str(trained), "device": "cpu"}
@@ -198,6 +200,7 @@ def task_of(values, rows_of=None):
     return model, DenseTask(model, rows_of, rows_of, recipe, ImageCodes(found)), found
 
 
+@pytest.mark.slow
 def test_learner_and_teachers_see_the_image_as_each_expects_it(dense_decoders, pictures, tmp_path):
     rows = DenseRows(load_dataset("imagefolder", data_dir=str(pictures), split="train", cache_dir=str(tmp_path)), {})
     model, task, found = task_of(recipe_of(dense_decoders, pictures, tmp_path), rows)
@@ -243,6 +246,7 @@ def test_agreement_is_with_what_the_dense_decoder_itself_predicts(dense_decoders
                 torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_labels_of_a_column_are_measured_against_and_not_trained_on(dense_decoders, tmp_path):
     options = {"height": 32, "width": 40, "num_train": 4, "num_validation": 2, "num_test": 0}
     values = recipe_of({"depth": dense_decoders["depth"]}, tmp_path, tmp_path, parallel=False, soft_feedback=False)
@@ -253,6 +257,7 @@ def test_labels_of_a_column_are_measured_against_and_not_trained_on(dense_decode
     assert {"rmse", "agreement_rmse"} <= figures.keys() and figures["rmse"] != figures["agreement_rmse"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_to_the_same_weights(dense_decoders, pictures, tmp_path):
     whole = load_file(train_of(recipe_of(dense_decoders, pictures, tmp_path / "whole")) / "model.safetensors")
     values = recipe_of(dense_decoders, pictures, tmp_path / "parts")
@@ -273,6 +278,7 @@ def another(dense_decoders, tmp_path):
     return str(tmp_path / "another")
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_dense_decoder(dense_decoders, pictures, trained, another):
     values = yaml.safe_load((trained.parent / "recipe.yaml").read_text())
     known = values["model"]["dense_decoder_fingerprints"]

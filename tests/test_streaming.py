@@ -166,6 +166,7 @@ def train_streamed(folder, files, *more):
     GradientState._reset_state()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_streamed_training_resumes_in_the_middle_to_the_bit(files, tmp_path, monkeypatch, workers):
     more = [f"--data.num_workers={workers}"]
@@ -192,6 +193,7 @@ def test_streamed_training_resumes_in_the_middle_to_the_bit(files, tmp_path, mon
     assert (tmp_path / "other" / "log.jsonl").read_text() != logs[0]
 
 
+@pytest.mark.slow
 def test_a_streamed_run_keeps_its_readers(files, tmp_path):
     train_streamed(tmp_path / "run", files)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")

@@ -56,6 +56,7 @@ def normal_errors(frame: RoomFrame, depth: np.ndarray, shell: bool) -> np.ndarra
     return np.degrees(np.arccos(np.clip((estimate * centre).sum(-1)[chosen], -1, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shell", "outliers"), [(True, 0.01), (False, 0.2)])
 def test_normals_agree_with_depth(frames: list[RoomFrame], shell: bool, outliers: float) -> None:
     # Objects have steps between parallel faces, such as drawer fronts, across which differences mean nothing.
@@ -73,6 +74,7 @@ def test_normals_face_the_camera(frames: list[RoomFrame]) -> None:
         assert ((frame.normals * camera_points(frame, frame.depth_dense)).sum(-1) < 1e-3).all()
 
 
+@pytest.mark.slow
 def test_shell_lies_on_its_planes(frames: list[RoomFrame]) -> None:
     for frame in frames:
         size = sample_scene(frame.index, 0).size
@@ -258,6 +260,7 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> datasets.DatasetDict:
         return datasets.load_dataset("synthetic_rooms", cache_dir=tmp_path_factory.mktemp("cache"), num_proc=2, **SMALL)
 
 
+@pytest.mark.slow
 def test_rows_hold_the_rendered_frame(rooms: datasets.DatasetDict) -> None:
     assert {name: len(split) for name, split in rooms.items()} == {"train": 60, "validation": 2, "test": 3}
     indices = [index for split in rooms.values() for index in split["index"]]
@@ -303,6 +306,7 @@ def test_rows_embed_their_pictures(rooms: datasets.DatasetDict) -> None:
     assert raw["path"] is None and raw["bytes"].startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_streaming_and_one_process_give_the_same_rows(rooms: datasets.DatasetDict, tmp_path) -> None:
     stream = datasets.load_dataset("synthetic_rooms", split="train", streaming=True, **SMALL)
     assert stream.num_shards == 2

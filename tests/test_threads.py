@@ -49,6 +49,7 @@ def shared(request, tiny_model, tiny_vqvae_config):
     return model, AiTDenseImageProcessor(size={"height": 32, "width": 32})
 
 
+@pytest.mark.slow
 def test_threads_get_what_they_would_get_alone(shared):
     model, processor = shared
     predict = dense_prediction if isinstance(processor, AiTDenseImageProcessor) else object_prediction

@@ -128,6 +128,7 @@ def test_instances_are_found_where_they_are(instance_folder, furnished):
     assert mask_ap50(instance_folder, images[1:] + images[:1], furnished) < 0.1
 
 
+@pytest.mark.slow
 def test_both_object_pipelines(instance_folder, furnished):
     image = Image.fromarray(furnished[0].image)
     names = {item.category for item in furnished[0].objects}
@@ -188,6 +189,7 @@ def test_photographs_come_out_at_scale_and_with_their_classes(photographs, held_
     assert figures(others, "semantic", "segmentation")["pixel_accuracy"] < 0.4
 
 
+@pytest.mark.slow
 def test_photograph_model_gives_all_its_maps_in_one_parallel_pass(photographs, repository, monkeypatch):
     processor, model = photographs
     assert model.config.parallel and model.config.tasks == ["depth", "normals", "semantic"]
@@ -204,6 +206,7 @@ def test_photograph_model_gives_all_its_maps_in_one_parallel_pass(photographs, r
     assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {torch.float16}
 
 
+@pytest.mark.slow
 def test_photograph_model_serves_both_pipelines(repository):
     folder, image = str(repository / "hub_configs" / "ait-lite-nyu"), Image.new("RGB", (320, 240), "grey")
     assert pipeline("depth-estimation", model=folder)(image)["predicted_depth"].shape == (240, 320)

@@ -89,6 +89,7 @@ def run(tmp_path):
     return function
 
 
+@pytest.mark.slow
 def test_every_planted_fault_is_caught_and_the_run_goes_on(run):
     kinds = {name: planted(name, build) for name, (build, _) in PLANTED.items()}
     outcomes = run([(name, 0) for name in kinds], kinds)

@@ -56,6 +56,7 @@ def test_train_evaluate_and_save(tiny_config, samples, tmp_path):
     assert all(torch.equal(trained[name], tensor) for name, tensor in reloaded.state_dict().items())
 
 
+@pytest.mark.slow
 def test_accumulation_does_not_scale_the_loss(tiny_config, samples, tmp_path):
     whole = run(tiny_config(), samples, tmp_path / "a", max_steps=1, per_device_train_batch_size=4)
     changes = {"max_steps": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
@@ -64,6 +65,7 @@ def test_accumulation_does_not_scale_the_loss(tiny_config, samples, tmp_path):
     assert losses(halves)[0] == pytest.approx(losses(whole)[0], rel=0.05)
 
 
+@pytest.mark.slow
 def test_metrics_choose_the_best_checkpoint(tiny_config, samples, tmp_path):
     """`compute_metrics` sees depth that the logits were decoded to, and the best model is the one that is left."""
     torch.manual_seed(0)
@@ -116,6 +118,7 @@ def test_states_do_not_disturb_an_evaluation(tiny_config, samples, tmp_path):
     assert output.metrics["test_loss"] > 0 and output.label_ids.shape == (8, 32, 32)
 
 
+@pytest.mark.slow
 def test_trainer_takes_the_counted_operations(tiny_config, samples, tmp_path):
     """As docs/own-trainer.md says; Trainer's own figure takes every pixel for a token."""
 

@@ -177,6 +177,7 @@ def test_cards_count_what_is_built(folder):
     assert count(model) == sum(count(module) for part, module in expected.items() if part != "total")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_features_are_the_teachers(name):
     config = load(f"dense-decoder-swin-base-{name}")

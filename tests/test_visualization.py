@@ -65,6 +65,7 @@ def contains(picture, color, share):
     return (distance <= 2).mean() >= share
 
 
+@pytest.mark.slow
 def test_panel_shows_depth_truth_error_and_holes():
     depth, truth = np.full((48, 64), 2.0), np.full((48, 64), 3.0)
     picture = depth_panel([row(depth=depth, truth=truth)], min_depth=1.0, max_depth=5.0, max_error=2.0)
@@ -83,6 +84,7 @@ def test_panel_shows_depth_truth_error_and_holes():
     assert not contains(right, matplotlib_colors(0.5, ERROR_CMAP), 0.1)
 
 
+@pytest.mark.slow
 def test_panel_layout_and_file(tmp_path):
     path = tmp_path / "panel.png"
     narrow = depth_panel([row()], path)

@@ -118,6 +118,7 @@ def test_scale_enlarges_picture_and_objects_together(grey, masks):
     assert np.allclose(boxed[178, 120:178], COLOR, atol=1)
 
 
+@pytest.mark.slow
 def test_pictures_stand_in_rows_as_wide_as_depth(grey):
     red = Image.new("RGB", (200, 120), (200, 0, 0))
     panel = picture_panel([[grey, red], [red, grey]], ["Left", "Right"], ["one", None])

@@ -143,6 +143,7 @@ def test_errors_of_pixels():
 # --- dense_panel ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_panel_of_normals_shows_both_and_their_angle():
     rows = [PanelRow(IMAGE, normals_towards(0, 0, -1), normals_towards(0, -1, 0))]
     picture = dense_panel(rows, "normals", max_error=180)
@@ -155,6 +156,7 @@ def test_panel_of_normals_shows_both_and_their_angle():
     assert contains(holes, GREY, 0.1) and contains(holes, half, 0.05) and not contains(holes, half, 0.12)
 
 
+@pytest.mark.slow
 def test_panel_of_classes_marks_wrong_pixels():
     prediction, truth = np.full(SIZE, 3), np.full(SIZE, 3)
     truth[:, :32] = 5
@@ -170,6 +172,7 @@ def test_panel_of_classes_marks_wrong_pixels():
     assert several.height > 1.5 * picture.height and several.width == picture.width
 
 
+@pytest.mark.slow
 def test_legend_names_the_classes_that_occur():
     def drawn(names, ids):
         return np.asarray(dense_panel([PanelRow(IMAGE, ids, ids)], "classes", class_names=names))
@@ -185,6 +188,7 @@ def test_legend_names_the_classes_that_occur():
     assert len(drawn({3: ""}, one)) == len(plain)
 
 
+@pytest.mark.slow
 def test_panel_of_values_and_its_limits():
     prediction, truth = np.full(SIZE, -1.0), np.full((1, *SIZE), 1.0)
     truth[:, :, :32] = np.nan
@@ -220,6 +224,7 @@ def maps():
 TRUTHS = {"depth": np.full(SIZE, 3.0), "normals": normals_towards(1, 0, 0), "semantic": np.full(SIZE, 2)}
 
 
+@pytest.mark.slow
 def test_all_tasks_of_a_photograph(maps, tmp_path):
     objects, others = Image.new("RGB", (64, 48), (200, 0, 0)), Image.new("RGB", (64, 48), (0, 90, 0))
     picture = task_panel(IMAGE, maps, TRUTHS, objects, others, tmp_path / "tasks.png")
@@ -233,6 +238,7 @@ def test_all_tasks_of_a_photograph(maps, tmp_path):
     assert abs(picture.width - panel.width) <= 1, "fits below or above a depth_panel"
 
 
+@pytest.mark.slow
 def test_without_truths_there_is_one_row(maps):
     picture, both = task_panel(IMAGE, maps), task_panel(IMAGE, maps, TRUTHS)
     assert abs(picture.width - both.width) <= 1 and both.height > 1.2 * picture.height
@@ -241,6 +247,7 @@ def test_without_truths_there_is_one_row(maps):
     assert some.size == both.size and not contains(some, (255, 128, 128), 0.01)
 
 
+@pytest.mark.slow
 def test_places_of_the_tasks(maps):
     pixels = np.asarray(task_panel(IMAGE, maps, TRUTHS)).astype(int)
     found = {}
