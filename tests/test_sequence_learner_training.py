@@ -26,6 +26,8 @@ from transformers_ait import (
     describe_teacher,
     load_task_model,
 )
+from transformers_ait.engine.ablation.ceilings import tokenizer_figures
+from transformers_ait.engine.evaluation.inputs import EvaluationError
 from transformers_ait.engine.recipes.reading import RecipeError, build_recipe, run_from_command_line
 from transformers_ait.engine.recipes.scripts import DenseRecipe
 from transformers_ait.engine.reporting.log import LOG_FILE, read_log
@@ -171,6 +173,12 @@ def test_pictures_and_dense_decoders_are_enough(dense_decoders, trained):
         assert all(torch.equal(own[name], stored[name]) for name in own)
         assert not any(name.startswith("encoder.") for name in own)
     assert (trained.parent / "panels" / "step-00000002.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_dense_decoder_is_no_ceiling(trained):
+    with pytest.raises(EvaluationError, match="reads images: it reconstructs no truth"):
+        tokenizer_figures(trained, "depth", {"dataset": "synthetic_rooms"})
 
 
 @pytest.mark.slow

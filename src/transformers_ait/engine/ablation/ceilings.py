@@ -10,7 +10,7 @@ from torch import Tensor
 from ...metrics import MAP_METRICS
 from ...modeling_ait import AiTForDenseAndInstancePrediction
 from ...modeling_ait_vqvae import AiTVQVAEModel
-from ..evaluation.inputs import EvaluationSettings, load_rows
+from ..evaluation.inputs import EvaluationError, EvaluationSettings, load_rows
 from ..evaluation.report import run_evaluation
 from ..tasks.dense_data import DenseRows
 
@@ -24,11 +24,16 @@ def tokenizer_figures(folder: Path, task: str | None, data: dict[str, Any]) -> d
         data: fields of `EvaluationSettings`.
 
     Raises:
-        EvaluationError: the data cannot be loaded.
+        EvaluationError: the data cannot be loaded, or the tokenizer is a dense decoder, which takes no maps.
     """
     model: Any = AiTForDenseAndInstancePrediction.from_pretrained(folder).eval()
     task = task or model.config.default_task or model.config.tasks[0]
     tokenizer = model.tokenizer(task)
+    if tokenizer.config.encodes_images:
+        raise EvaluationError(
+            f"The tokenizer of {task!r} is a dense decoder, which reads images: it reconstructs no truth. Measure the "
+            "dense decoder itself (`evaluate` of a variant), or leave `ceiling` out."
+        )
     if not isinstance(tokenizer, AiTVQVAEModel):
         return _bin_figures(tokenizer, task, EvaluationSettings([], **data))
     with tempfile.TemporaryDirectory() as place:
