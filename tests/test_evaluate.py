@@ -154,7 +154,7 @@ def test_two_processes_find_what_one_finds(depth_folder, instance_folder, mask_v
     assert [row["metrics"] for row in two["results"]] == [row["metrics"] for row in one["results"]]
     assert len(one["results"]) == 5 and table.count("| constant |") == 1
     files = [file for row in one["results"] for file in row["files"] if not file.endswith(".png")]
-    assert len(files) == 5
+    assert len(files) == 7
     assert all(json.loads((tmp_path / "one" / file).read_text()) for file in files if file.endswith(".json"))
     for file in files:
         both = [(tmp_path / name / file).read_text() for name in ("one", "two")]

@@ -140,7 +140,7 @@ def test_instance_predictions_are_those_of_a_direct_call(object_model, coco, tmp
     assert [row["name"] for row in stored["results"]] == [line.name for line in lines.values()]
     table = (tmp_path / "results" / "results.md").read_text()
     assert "| model | box AP | box AP50 | box AP75 | mask AP |" in table and "boundary AP |" in table
-    assert Image.open(tmp_path / "results" / lines["autoregressive, soft tokens"].files[2]).size[0] == 2 * 480
+    assert Image.open(tmp_path / "results" / lines["autoregressive, soft tokens"].files[3]).size[0] == 2 * 480
 
 
 @pytest.mark.slow
