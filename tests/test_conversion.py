@@ -460,6 +460,7 @@ PLANTED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", PLANTED)
 def test_a_planted_error_fails_the_proof(plant, files, tmp_path, monkeypatch, capsys):
     build = converter.build_model

@@ -312,6 +312,7 @@ def test_one_folder_serves_three_pipelines(folder, one):
     assert depth.shape == (32, 48) and bool(torch.isfinite(torch.as_tensor(depth)).all())
 
 
+@pytest.mark.slow
 def test_one_evaluation_for_both_tasks(one):
     last = read_log(one / LOG_FILE)[-1]
     assert {"instance_box_AP", "instance_mask_AP", "depth_rmse", "depth_d1"} <= last.keys()
@@ -423,6 +424,7 @@ def test_one_folder_serves_every_task(every):
     assert depth.shape == (32, 48)
 
 
+@pytest.mark.slow
 def test_objects_take_their_places_in_the_table_of_classes(every):
     recipe = recipe_of(every, every)
     model = build_joint_model(recipe, list(SYNTHETIC_ROOMS_CLASSES))

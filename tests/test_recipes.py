@@ -494,6 +494,7 @@ def tiny_variant(name, folder, output):
     return [str(path), *(text for key, value in values.items() for text in (f"--{key}", yaml.safe_dump(value)))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [row[0] for row in VQVAES + PUBLISHED])
 def test_the_tiny_variant_of_every_published_recipe_trains(name, small_data, tmp_path):
     path = RECIPES / f"{name}.yaml"

@@ -234,6 +234,7 @@ def test_learner_and_teachers_see_the_image_as_each_expects_it(dense_decoders, p
     assert any(not torch.equal(other[name], seen["dense_codes"][name]) for name in found)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_agreement_is_with_what_the_dense_decoder_itself_predicts(dense_decoders, pictures, tmp_path):
     rows = DenseRows(load_dataset("imagefolder", data_dir=str(pictures), split="train", cache_dir=str(tmp_path)), {})
@@ -322,6 +323,7 @@ def test_a_trained_learner_is_finetuned_with_its_own_dense_decoders(
         train_of(values, output=str(tmp_path / "other"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes, words",
     [

@@ -283,6 +283,7 @@ def test_rows_hold_the_rendered_frame(rooms: datasets.DatasetDict) -> None:
             assert bbox == [x0, y0, x1 - x0, y1 - y0]
 
 
+@pytest.mark.slow
 def test_columns_are_maps_of_their_kinds(rooms: datasets.DatasetDict) -> None:
     seen = set()
     for row in rooms["train"]:
@@ -301,6 +302,7 @@ def test_columns_are_maps_of_their_kinds(rooms: datasets.DatasetDict) -> None:
     assert {"wall", "floor", "other"} < seen and len(seen) > 12
 
 
+@pytest.mark.slow
 def test_rows_embed_their_pictures(rooms: datasets.DatasetDict) -> None:
     raw = rooms["test"].cast_column("depth", datasets.Image(decode=False))[0]["depth"]
     assert raw["path"] is None and raw["bytes"].startswith(b"\x89PNG")

@@ -35,6 +35,7 @@ def case(request, tiny_config, tiny_backbone_config, tiny_vqvae_config, bin_toke
 # --- saving and loading ---
 
 
+@pytest.mark.slow
 @each(*STORED)
 def test_save_load(case, tmp_path):
     model = case.model()
@@ -47,6 +48,7 @@ def test_save_load(case, tmp_path):
     assert equal(before, run(case.kind.from_pretrained(tmp_path), case.inputs))
 
 
+@pytest.mark.slow
 @each(*STORED)
 def test_from_pretrained_no_checkpoint(case):
     state = case.model().state_dict()
@@ -54,6 +56,7 @@ def test_from_pretrained_no_checkpoint(case):
     assert state.keys() == loaded.keys() and all(torch.equal(state[name], loaded[name]) for name in state)
 
 
+@pytest.mark.slow
 @each("parallel", "vqvae")
 def test_keep_in_fp32_modules(case, tmp_path):
     case.model().save_pretrained(tmp_path)
@@ -65,12 +68,14 @@ def test_keep_in_fp32_modules(case, tmp_path):
         assert torch.float32 in wanted.values()
 
 
+@pytest.mark.slow
 @each(*STORED)
 def test_load_contiguous_weights(case, tmp_path):
     case.model().save_pretrained(tmp_path)
     assert all(p.is_contiguous() for p in case.kind.from_pretrained(tmp_path).parameters())
 
 
+@pytest.mark.slow
 @each(*STORED)
 def test_can_init_all_missing_weights(case, monkeypatch):
     """Weights that no checkpoint has are as those of a new model, and none of them stays on the meta device."""
@@ -88,6 +93,7 @@ def test_can_init_all_missing_weights(case, monkeypatch):
     assert different == []
 
 
+@pytest.mark.slow
 @each(*STORED)
 def test_init_weights_can_init_buffers(case, monkeypatch):
     with torch.device("meta"):
@@ -102,6 +108,7 @@ def test_init_weights_can_init_buffers(case, monkeypatch):
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in fixed)
 
 
+@pytest.mark.slow
 @each(*STORED)
 def test_all_tensors_are_parameter_or_buffer(case):
     """Nothing that a forward pass needs stays behind on the meta device."""
@@ -112,6 +119,7 @@ def test_all_tensors_are_parameter_or_buffer(case):
     assert flat(run(model, case.inputs))
 
 
+@pytest.mark.slow
 @each("parallel")
 def test_correct_missing_keys(case, tmp_path):
     case.model().base_model.save_pretrained(tmp_path)
@@ -119,6 +127,7 @@ def test_correct_missing_keys(case, tmp_path):
     assert info["missing_keys"] and all("tokenizer" in name for name in info["missing_keys"])
 
 
+@pytest.mark.slow
 @each(*STORED)
 def test_can_use_safetensors(case, tmp_path):
     model = case.model()
@@ -128,6 +137,7 @@ def test_can_use_safetensors(case, tmp_path):
     assert all(torch.equal(x, loaded.state_dict()[name]) for name, x in model.state_dict().items())
 
 
+@pytest.mark.slow
 @each(*STORED)
 def test_tied_weights_keys(case):
     """Nothing is tied: ids enter and leave through one parameter."""
@@ -136,6 +146,7 @@ def test_tied_weights_keys(case):
     assert len(set(places)) == len(places) and not model._tied_weights_keys
 
 
+@pytest.mark.slow
 @each("parallel", "plain", "vqvae", "backbone")
 def test_model_weights_reload_no_missing_tied_weights(case, tmp_path):
     """Of a file without any weight, every parameter is missed."""
@@ -146,6 +157,7 @@ def test_model_weights_reload_no_missing_tied_weights(case, tmp_path):
     assert set(info["missing_keys"]) == set(model.state_dict())
 
 
+@pytest.mark.slow
 @each("solver", "plain", "vqvae")
 def test_torch_save_load(case, tmp_path):
     state = case.model().state_dict()
@@ -154,12 +166,14 @@ def test_torch_save_load(case, tmp_path):
     assert all(torch.equal(x, loaded[name]) for name, x in state.items())
 
 
+@pytest.mark.slow
 @each("solver", "backbone", "vqvae")
 def test_can_be_initialized_on_meta(case):
     with torch.device("meta"):
         assert all(p.is_meta for p in case.kind(copy.deepcopy(case.config)).parameters())
 
 
+@pytest.mark.slow
 @each("solver", "backbone", "vqvae")
 def test_cannot_load_with_meta_device_context_manager(case, tmp_path):
     case.model().save_pretrained(tmp_path)
@@ -167,6 +181,7 @@ def test_cannot_load_with_meta_device_context_manager(case, tmp_path):
         case.kind.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 @each("vqvae", "backbone")
 def test_bc_torch_dtype(case, tmp_path):
     case.model().save_pretrained(tmp_path)
@@ -175,6 +190,7 @@ def test_bc_torch_dtype(case, tmp_path):
         assert [p.dtype for p in old.parameters()] == [p.dtype for p in new.parameters()]
 
 
+@pytest.mark.slow
 @each("parallel", "plain")
 def test_sharded_saving_and_variants(case, tmp_path):
     model = case.model()
@@ -193,6 +209,7 @@ def detector_folder(case, folder):
     return model
 
 
+@pytest.mark.slow
 @each("detector")
 def test_load_with_mismatched_shapes(case, tmp_path):
     detector_folder(case, tmp_path)
@@ -200,6 +217,7 @@ def test_load_with_mismatched_shapes(case, tmp_path):
         case.kind.from_pretrained(tmp_path, num_labels=5)
 
 
+@pytest.mark.slow
 @each("detector")
 def test_can_load_ignoring_mismatched_shapes(case, tmp_path):
     """Class ids stand amid the vocabulary: their rows alone start anew, and classes of the same name keep theirs."""
@@ -231,6 +249,7 @@ def test_can_load_ignoring_mismatched_shapes(case, tmp_path):
     assert loaded(**case.inputs, instance_labels=labels).loss.isfinite()
 
 
+@pytest.mark.slow
 @each("detector")
 def test_mismatched_shapes_have_properly_initialized_weights(case, tmp_path):
     detector_folder(case, tmp_path)
@@ -241,6 +260,7 @@ def test_mismatched_shapes_have_properly_initialized_weights(case, tmp_path):
     assert 0.5 * std < new.std() < 1.5 * std and not loaded.model.decoder.output_bias[12:40].any()
 
 
+@pytest.mark.slow
 @each("plain")
 def test_new_semantic_classes_keep_all_but_the_last_convolution(case, tmp_path):
     model = detector_folder(case, tmp_path)
@@ -256,6 +276,7 @@ def test_new_semantic_classes_keep_all_but_the_last_convolution(case, tmp_path):
     assert loaded(**case.inputs).dense_maps["semantic"].max() < 4
 
 
+@pytest.mark.slow
 def test_classes_of_a_tokenizer_cannot_be_renumbered(tiny_config, tmp_path):
     """Semantic classes of a task-solver are the channels of its frozen tokenizer."""
     tokenizer = {"image_size": 32, "downsample_ratio": 8, "hidden_size": 4, "num_codes": 12, "code_dim": 6}
@@ -265,6 +286,7 @@ def test_classes_of_a_tokenizer_cannot_be_renumbered(tiny_config, tmp_path):
         AiTForDenseAndInstancePrediction.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
 
 
+@pytest.mark.slow
 @each("detector")
 def test_num_labels_must_agree_with_id2label(case, tmp_path):
     detector_folder(case, tmp_path)
