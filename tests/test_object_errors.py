@@ -94,6 +94,17 @@ def test_predictions_in_a_crowd_are_no_errors(truth):
     assert object_errors(predictions, truth, "segm")["background"] == pytest.approx(0.25)
 
 
+def test_masks_of_every_form_are_compared(truth):
+    expected = object_errors(perfect(truth), truth, "segm")
+    for entry in truth["annotations"]:
+        x, y, width, height = entry["bbox"]
+        entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    assert object_errors(perfect(truth), truth, "segm") == expected
+    del truth["images"][0]["height"]
+    with pytest.raises(ValueError, match="needs height and width of image 1"):
+        object_errors(perfect(truth), truth, "segm")
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_average_precision_is_that_of_pycocotools(seed):
     generator = np.random.default_rng(seed)

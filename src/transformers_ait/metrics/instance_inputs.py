@@ -1,6 +1,7 @@
 """Checks of what the metrics of objects are given: the libraries behind them raise anything, or read past the end."""
 
 import copy
+import importlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -8,9 +9,12 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 Predictions = Sequence[Mapping[str, Any]]
 GroundTruth = Mapping[str, Any] | str | Path
 
+MIN_POLYGON = 6  # numbers: three corners
 MAX_PIXELS = 2**28
 """Of an image; masks of more do not fit into memory by the hundred."""
 
@@ -108,6 +112,50 @@ def checked_image_ids(image_ids: Sequence[int] | None, truth: Mapping[str, Any])
     return [int(image_id) for image_id in image_ids]
 
 
+def shape_for_overlap(entry: Mapping[str, Any], iou_type: str, size: tuple[Any, Any]) -> Any:
+    """An entry's box or mask as `pycocotools.mask.iou` compares them.
+
+    Args:
+        entry: an annotation or a result that was checked (`load_truth`, `checked_results`).
+        iou_type: "bbox" takes the box (x, y, width, height) in pixels, others the mask as a compressed run-length
+            encoding; polygons of fewer than three corners are left out.
+        size: (height, width) of its image.
+
+    Raises:
+        ImportError: pycocotools is missing.
+        ValueError: polygons, or runs without compression, of an image whose size is not known.
+    """
+    value = entry[_form(iou_type)]
+    if iou_type == "bbox":
+        return [float(side) for side in value]
+    if isinstance(value, Mapping) and isinstance(value["counts"], str | bytes):
+        return dict(value)
+    if None in size:
+        raise ValueError(
+            f"ground_truth['images'] needs height and width of image {entry.get('image_id')!r}, whose objects are no "
+            "compressed run-length encodings."
+        )
+    tools = mask_tools()
+    if isinstance(value, Mapping):
+        return tools.frPyObjects(dict(value), *size)
+    polygons = [polygon for polygon in value if len(polygon) >= MIN_POLYGON]
+    if not polygons:
+        return tools.encode(np.zeros(size, dtype=np.uint8, order="F"))
+    return tools.merge(tools.frPyObjects(polygons, *size))
+
+
+def mask_tools() -> Any:
+    """`pycocotools.mask`, which carries no types.
+
+    Raises:
+        ImportError: it is missing.
+    """
+    try:
+        return importlib.import_module("pycocotools.mask")
+    except ImportError as error:
+        raise ImportError("Overlaps of objects need pycocotools: pip install pycocotools.") from error
+
+
 def _read(path: Path) -> Any:
     with path.open("rb") as file:
         try:
@@ -177,7 +225,7 @@ def _check_runs(value: Mapping[str, Any], size: tuple[Any, Any], where: str, enc
 def _is_polygon(value: Any, size: tuple[Any, Any]) -> bool:
     """Whether a value is x1, y1, x2, y2, ... near the image; filling one far away would take memory without bound."""
     reach = 2 * max(size) if None not in size else MAX_PIXELS**0.5
-    if not isinstance(value, list) or len(value) < 6 or len(value) % 2:
+    if not isinstance(value, list) or len(value) < MIN_POLYGON or len(value) % 2:
         return False
     return all(_is_number(x) and abs(x) <= reach for x in value)
 

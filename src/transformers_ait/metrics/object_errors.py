@@ -1,6 +1,5 @@
 """What keeps the average precision of objects down: TIDE's error types (Bolya et al. 2020, arXiv 2008.08115)."""
 
-import importlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .instance_inputs import GroundTruth, Predictions, checked_results, load_truth
+from .instance_inputs import GroundTruth, Predictions, checked_results, load_truth, mask_tools, shape_for_overlap
 
 ERROR_TYPES = ("classification", "localisation", "both", "duplicate", "background", "missed")
 OBJECT_ERRORS = ("AP50", *ERROR_TYPES)
@@ -65,7 +64,7 @@ def object_errors(predictions: Predictions, ground_truth: GroundTruth, iou_type:
     truth = load_truth(ground_truth, iou_type)
     results = checked_results(predictions, truth, iou_type)
     objects = [entry for entry in truth["annotations"] if not entry.get("iscrowd", 0)]
-    judged = _judge_all(results, truth, objects, "bbox" if iou_type == "bbox" else "segmentation")
+    judged = _judge_all(results, truth, objects, iou_type)
     categories = np.array([entry["category_id"] for entry in objects])
     counts = {int(category): int((categories == category).sum()) for category in np.unique(categories)}
     plain = _mean_precision([(x.category, x.score, x.found) for x in judged], counts)
@@ -81,10 +80,10 @@ def object_errors(predictions: Predictions, ground_truth: GroundTruth, iou_type:
 
 
 def _judge_all(
-    results: Sequence[Mapping[str, Any]], truth: Mapping[str, Any], objects: Sequence[Mapping[str, Any]], form: str
+    results: Sequence[Mapping[str, Any]], truth: Mapping[str, Any], objects: Sequence[Mapping[str, Any]], iou_type: str
 ) -> list[_Judged]:
     """All predictions that are not ignored, image by image."""
-    tools = _mask_tools()
+    tools = mask_tools()
     of_image: dict[Any, tuple[list[Any], list[int], list[Any]]] = defaultdict(lambda: ([], [], []))
     for entry in results:
         of_image[entry["image_id"]][0].append(entry)
@@ -99,10 +98,10 @@ def _judge_all(
         if not found:
             continue
         found.sort(key=lambda entry: -entry["score"])
-        shapes = [_shape(tools, entry, form, sizes[image]) for entry in found]
+        shapes = [shape_for_overlap(entry, iou_type, sizes[image]) for entry in found]
         true = [objects[number] for number in numbers]
-        overlap = _overlap(tools, shapes, [_shape(tools, x, form, sizes[image]) for x in true], crowd=False)
-        in_crowd = _overlap(tools, shapes, [_shape(tools, x, form, sizes[image]) for x in crowds], crowd=True)
+        overlap = _overlap(tools, shapes, [shape_for_overlap(x, iou_type, sizes[image]) for x in true], crowd=False)
+        in_crowd = _overlap(tools, shapes, [shape_for_overlap(x, iou_type, sizes[image]) for x in crowds], crowd=True)
         of_crowds = np.array([entry["category_id"] for entry in crowds], int)
         judged += _judge_image(found, overlap, numbers, true, in_crowd, of_crowds)
     return judged
@@ -193,23 +192,6 @@ def _overlap(tools: Any, found: Sequence[Any], true: Sequence[Any], crowd: bool)
     if not true:
         return np.zeros((len(found), 0))
     return np.array(tools.iou(list(found), list(true), [int(crowd)] * len(true)))
-
-
-def _shape(tools: Any, entry: Mapping[str, Any], form: str, size: tuple[Any, Any]) -> Any:
-    """A box, or a compressed run-length encoding of any kind of mask, as pycocotools compares them."""
-    value = entry[form]
-    if form == "bbox":
-        return [float(side) for side in value]
-    if isinstance(value, Mapping):
-        return dict(value) if isinstance(value["counts"], str | bytes) else tools.frPyObjects(dict(value), *size)
-    return tools.merge(tools.frPyObjects(value, *size))
-
-
-def _mask_tools() -> Any:
-    try:
-        return importlib.import_module("pycocotools.mask")
-    except ImportError as error:
-        raise ImportError("object_errors needs pycocotools: pip install pycocotools.") from error
 
 
 __all__ = ["ERROR_TYPES", "OBJECT_ERRORS", "object_errors"]

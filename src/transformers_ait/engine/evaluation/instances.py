@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import importlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,12 +17,13 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging
 
-from ...coco_annotations_ait import MIN_POLYGON, contiguous_categories
+from ...coco_annotations_ait import contiguous_categories
 from ...configuration_tokenizers import AiTVQVAEConfig
 from ...data import COCOInstancesConfig
 from ...data.coco_files import LVIS_COLUMNS
 from ...image_processing_ait_instance import AiTInstanceImageProcessor
 from ...metrics import coco_metrics, lvis_metrics, object_errors
+from ...metrics.instance_inputs import mask_tools, shape_for_overlap
 from ...modeling_ait import AiTForDenseAndInstancePrediction
 from ...modeling_ait_vqvae import AiTVQVAEModel
 from ..loop.evaluation_batches import evaluate_in_batches
@@ -296,24 +296,23 @@ def image_scores(
     objects: list[list[Mapping[str, Any]]] = [[] for _ in truth["images"]]
     for entry in truth["annotations"]:
         objects[entry["image_id"]].append(entry)
-    form = "bbox" if iou_type == "bbox" else "segmentation"
     return [
-        _image_score(true, of_row, form, (image["height"], image["width"]))
+        _image_score(true, of_row, iou_type, (image["height"], image["width"]))
         for true, of_row, image in zip(objects, found, truth["images"], strict=True)
     ]
 
 
 def _image_score(
-    true: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]], form: str, size: tuple[int, int]
+    true: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]], iou_type: str, size: tuple[int, int]
 ) -> ImageScore:
     certain = sorted((x for x in found if x["score"] >= MIN_SCORE), key=lambda entry: -entry["score"])
     crowd = np.array([bool(entry["iscrowd"]) for entry in true])
     number = int((~crowd).sum()) if len(true) else 0
     if not certain or not true:
         return ImageScore(number, len(certain), 0)
-    shapes = [[_shape(entry[form], form, size) for entry in entries] for entries in (certain, true)]
+    shapes = [[shape_for_overlap(entry, iou_type, size) for entry in entries] for entries in (certain, true)]
     # (predictions, objects); of a crowd any part counts as the whole.
-    overlap = np.array(_mask_tools().iou(*shapes, [int(x) for x in crowd]))
+    overlap = np.array(mask_tools().iou(*shapes, [int(x) for x in crowd]))
     classes = [np.array([entry["category_id"] for entry in entries]) for entries in (certain, true)]
     overlap[classes[0][:, None] != classes[1][None]] = 0
     free, matched, ignored = ~crowd, 0, 0
@@ -326,19 +325,6 @@ def _image_score(
         elif (row[crowd] >= MATCH_IOU).any():
             ignored += 1
     return ImageScore(number, len(certain) - ignored, matched)
-
-
-def _shape(value: Any, form: str, size: tuple[int, int]) -> Any:
-    """A box, or a compressed run-length encoding of any kind of mask, as pycocotools compares them."""
-    if form == "bbox":
-        return [float(side) for side in value]
-    tools = _mask_tools()
-    if isinstance(value, Mapping):
-        return dict(value) if isinstance(value["counts"], str | bytes) else tools.frPyObjects(dict(value), *size)
-    polygons = [polygon for polygon in value if len(polygon) >= MIN_POLYGON]
-    if not polygons:
-        return tools.encode(np.zeros(size, dtype=np.uint8, order="F"))
-    return tools.merge(tools.frPyObjects(polygons, *size))
 
 
 def _read_categories(settings: EvaluationSettings) -> list[Entry] | None:
@@ -357,11 +343,6 @@ def _read_categories(settings: EvaluationSettings) -> list[Entry] | None:
             return list(json.load(file)["categories"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"annotations {path} is no annotation file of COCO's form: {error}") from error
-
-
-def _mask_tools() -> Any:
-    # The package carries no types.
-    return importlib.import_module("pycocotools.mask")
 
 
 def _some(names: Sequence[str], count: int = 10) -> str:
