@@ -7,9 +7,11 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
 from transformers.utils import logging
 
 from transformers_ait import (
@@ -41,6 +43,16 @@ def fresh_accelerator():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of six pictures of two sizes, and nothing else."""
+    folder, generator = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for number in range(6):
+        pixels = generator.integers(0, 256, (36, 40 + 4 * (number == 0), 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -162,9 +162,7 @@ def test_a_curve_is_held_against_its_best_smaller_batch(script, rates, worst, cu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "part", ["components", *(pytest.param(x, marks=pytest.mark.slow) for x in ("plain", "rivals", "scaling"))]
-)
+@pytest.mark.parametrize("part", ["components", "plain", "rivals", "scaling"])
 def test_every_part_measures_what_the_table_asks_of_it(script, measured, part):
     found = measured(part)
     asked = {t.key for t in script("report").TARGETS if t.part == part and not t.needs_gpu}

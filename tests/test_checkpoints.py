@@ -170,11 +170,7 @@ def averaged_recipe(output, **changes):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "calls_per_step"),
-    [
-        pytest.param(depth_recipe, 2, marks=pytest.mark.slow),
-        pytest.param(averaged_recipe, 2, marks=pytest.mark.slow),
-        (vqvae_recipe, 1),
-    ],
+    [(depth_recipe, 2), (averaged_recipe, 2), (vqvae_recipe, 1)],
 )
 def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path, data, make, calls_per_step):
     run(make(tmp_path / "whole"), data)

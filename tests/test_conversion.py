@@ -39,11 +39,6 @@ from transformers_ait.conversion.plain.layers import select
 from transformers_ait.conversion.reverser import reverse
 
 
-def some(names):
-    """Goldens as parameters; two task-solvers and the tokenizers are enough for the default suite."""
-    return [pytest.param(x, marks=[] if x in ("depth_parallel", "joint", *VQVAES) else pytest.mark.slow) for x in names]
-
-
 @pytest.fixture
 def files(tmp_path):
     """Function that writes tensors and configuration of a golden; returns both paths."""
@@ -65,7 +60,9 @@ def nothing_left(output):
 # --- conversion -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", some(TASK_SOLVERS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[] if x in ("depth_parallel", "joint") else pytest.mark.slow) for x in TASK_SOLVERS]
+)
 def test_round_trip_is_bit_exact(name, files, tmp_path, capsys):
     checkpoint, settings = files(name)
     folder, back = tmp_path / "folder", tmp_path / "back.pth"
@@ -149,7 +146,7 @@ def check_that_it_only_starts_a_training(folder, absent, image):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrapper", ["model", pytest.param("state_dict", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wrapper", ["model", "state_dict"])
 @pytest.mark.parametrize("prefix", ["", "encoder.", "backbone."])
 def test_backbone_pretraining_is_an_initialisation(prefix, wrapper, files, tmp_path, capfd):
     checkpoint, _ = files("depth_ar_soft", pretraining_tensors(prefix), wrapper=wrapper)
@@ -200,7 +197,7 @@ def test_a_whole_checkpoint_is_no_initialisation(files, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", some([*TASK_SOLVERS, *VQVAES]))
+@pytest.mark.parametrize("name", [*TASK_SOLVERS, *VQVAES])
 def test_every_folder_has_an_image_processor(name, files, tmp_path):
     convert(*files(name), tmp_path / "folder")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "folder")

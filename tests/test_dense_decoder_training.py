@@ -5,12 +5,10 @@ import re
 import shutil
 import sys
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from transformers import AutoModel, ResNetConfig
 
@@ -52,23 +50,6 @@ def teacher(tmp_path_factory):
         map_kinds={"depth": "depth"}, size={"height": 32, "width": 32}, **normalization
     ).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder of pictures, and nothing else."""
-    folder, generator = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for number in range(6):
-        pixels = generator.integers(0, 256, (36, 40 + 4 * (number == 0), 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def recipe_of(teacher, pictures, folder, **model):

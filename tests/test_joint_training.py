@@ -79,12 +79,6 @@ def reset_accelerator():
     GradientState._reset_state()
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    reset_accelerator()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, enliven):
     """Tiny rooms, rendered once, untrained tokenizers, a model to start from, and the tiny recipe shrunk to fit."""

@@ -244,8 +244,12 @@ def test_the_pyramid_starts_as_convolutions_do_and_is_stored(learner, pictures, 
 @pytest.mark.parametrize(
     "family",
     [
-        *("dpt", "maskformer"),
-        *(pytest.param(x, marks=pytest.mark.slow) for x in ("depth anything", "upernet", "segformer", "mask2former")),
+        "dpt",
+        "maskformer",
+        "depth anything",
+        "upernet",
+        "segformer",
+        "mask2former",
     ],
 )
 def test_checkpoints_of_every_family_of_teacher_come_back(tiny_config, tiny_decoder_config, pictures, tmp_path, family):

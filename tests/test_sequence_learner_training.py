@@ -5,11 +5,9 @@ import re
 import shutil
 import sys
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState
 from datasets import load_dataset
 from PIL import Image
 from safetensors.torch import load_file
@@ -87,23 +85,6 @@ def dense_decoders(tmp_path_factory):
         model.save_pretrained(root / task)
         folders[task] = str(root / task)
     return folders
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder of pictures, and nothing else."""
-    folder, generator = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for number in range(6):
-        pixels = generator.integers(0, 256, (36, 40 + 4 * (number == 0), 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def recipe_of(dense_decoders, pictures, folder, **config):

@@ -167,7 +167,7 @@ def train_streamed(folder, files, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_training_resumes_in_the_middle_to_the_bit(files, tmp_path, monkeypatch, workers):
     more = [f"--data.num_workers={workers}"]
     train_streamed(tmp_path / "whole", files, *more)
