@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from transformers_ait.engine.ablation.claims import try_claim
 from transformers_ait.engine.ablation.estimate import estimate
 from transformers_ait.engine.ablation.plan import measurements
 from transformers_ait.engine.ablation.runs import RunCache, changed_configuration, run_all
+from transformers_ait.engine.ablation.scripts import SCRIPTS
 from transformers_ait.engine.ablation.suite import load_suite
 
 ROOMS = {"height": 32, "width": 32, "num_train": 4, "num_validation": 2, "num_test": 0}
@@ -74,7 +76,7 @@ def fake_work(monkeypatch, tmp_path):
         own = SimpleNamespace(folder="x", task="depth", name="x", metrics={"rmse": config["tau"]})
         return [own, constant]
 
-    monkeypatch.setitem(runs.TRAIN, "vqvae", train)
+    monkeypatch.setitem(SCRIPTS, "vqvae", replace(SCRIPTS["vqvae"], train=train))
     monkeypatch.setattr(runs, "run_evaluation", measure)
     monkeypatch.setattr(runs, "wait_for_others", lambda: time.sleep(0.02))
     return diary
@@ -108,7 +110,7 @@ def test_an_error_leaves_no_claim_behind(suite_file, fake_work, tmp_path, monkey
         raise FloatingPointError("The loss is nan.")
 
     with monkeypatch.context() as planted:
-        planted.setitem(runs.TRAIN, "vqvae", fail)
+        planted.setitem(SCRIPTS, "vqvae", replace(SCRIPTS["vqvae"], train=fail))
         with pytest.raises(FloatingPointError):
             run_all(wanted, cache, lambda _: None)
     run_all(wanted, cache, lambda _: None)

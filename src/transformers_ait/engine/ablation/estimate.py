@@ -6,9 +6,8 @@ from typing import Any
 
 from .plan import Measurement, Training
 from .runs import RunCache
+from .scripts import SCRIPTS
 
-SECONDS_PER_STEP = {"vqvae": 0.06, "depth": 0.25, "dense": 0.3, "instance": 0.4, "joint": 0.5, "dense_decoder": 0.3}
-"""On one core of an AMD EPYC, for the recipes `training/suites/recipes/*.yaml`; used before anything was timed."""
 SECONDS_PER_MEASUREMENT = 5.0
 
 
@@ -49,7 +48,7 @@ def estimate(wanted: Sequence[Measurement], cache: RunCache) -> Estimate:
     records = cache.records()
     rates = [_rate(training, records) for training in trainings]
     seconds = sum(
-        training.steps * (SECONDS_PER_STEP[training.script] if rate is None else rate)
+        training.steps * (SCRIPTS[training.script].seconds_per_step if rate is None else rate)
         for training, rate in zip(trainings, rates, strict=True)
     )
     measured = all(rate is not None for rate in rates)

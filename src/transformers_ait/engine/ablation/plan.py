@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from .scripts import SCRIPTS
 from .suite import Suite, SuiteError, Variant, filled, required_steps, step_values
 
 CODE_VERSION = 1
@@ -139,7 +140,7 @@ def _measurement(suite: Suite, training: Training, config: Mapping[str, Any], ta
 
 def _ceiling(suite: Suite, training: Training) -> Measurement:
     """Of a trained tokenizer, or of the one inside a task-solver."""
-    if training.script in ("vqvae", "dense_decoder"):
+    if SCRIPTS[training.script].is_tokenizer:
         return _measurement(suite, training, {}, None)
     plain = _measurement(suite, training, {}, suite.task)
     return replace(plain, key=content_key({"measurement": plain.key, "tokenizer": True}), tokenizer=True)

@@ -21,24 +21,12 @@ from ..evaluation.report import describe_environment, run_evaluation
 from ..recipes.reading import build_recipe
 from ..reporting.log import LOG_FILE, read_log
 from ..run_files import replace_text
-from ..tasks.dense import train_dense
-from ..tasks.dense_decoder import train_dense_decoder
-from ..tasks.instances import train_instance
-from ..tasks.joint import train_joint
-from ..tasks.vqvae import train_vqvae
 from .ceilings import tokenizer_figures
 from .claims import try_claim, wait_for_others
 from .plan import CODE_VERSION, Measurement, Training, describe
-from .suite import RECIPE_CLASSES, filled, merged, with_output
+from .scripts import SCRIPTS
+from .suite import filled, merged, with_output
 
-TRAIN: dict[str, Callable[[Any], Path]] = {
-    "vqvae": train_vqvae,
-    "dense": train_dense,
-    "depth": train_dense,
-    "instance": train_instance,
-    "joint": train_joint,
-    "dense_decoder": train_dense_decoder,
-}
 DONE_FILE = "training.json"
 CONFIG_FILE = "config.json"
 
@@ -124,10 +112,11 @@ def _train(training: Training, cache: RunCache, log: Callable[[str], None]) -> N
     resumed = (folder / "recipe.yaml").is_file()
     if not resumed:
         shutil.rmtree(folder, ignore_errors=True)
-    recipe = build_recipe(RECIPE_CLASSES[training.script], merged(values, {"run": {"resume": True}}), training.name)
+    script = SCRIPTS[training.script]
+    recipe = build_recipe(script.recipe, merged(values, {"run": {"resume": True}}), training.name)
     log(f"training {training.name}, seed {training.seed} ({training.key}){', resumed' if resumed else ''}")
     start = time.perf_counter()
-    TRAIN[training.script](recipe)
+    script.train(recipe)
     seconds = time.perf_counter() - start
     record = {
         "key": training.key,

@@ -24,19 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from ...metrics import COCO_METRICS, MAP_METRICS
-from ..recipes.dense_decoder import DenseDecoderRecipe
-from ..recipes.joint import JointRecipe
 from ..recipes.reading import RecipeError, build_recipe, parse_yaml
-from ..recipes.scripts import DenseRecipe, DepthRecipe, InstanceRecipe, VQVAERecipe
+from .scripts import SCRIPTS
 
-RECIPE_CLASSES: dict[str, type[Any]] = {
-    "vqvae": VQVAERecipe,
-    "dense": DenseRecipe,
-    "depth": DepthRecipe,
-    "instance": InstanceRecipe,
-    "joint": JointRecipe,
-    "dense_decoder": DenseDecoderRecipe,
-}
 OBJECT_METRICS = tuple(f"{kind}_{name}" for kind in ("box", "mask", "boundary") for name in COCO_METRICS)
 METRICS = tuple(dict.fromkeys([name for kind in MAP_METRICS.values() for name in kind.names] + list(OBJECT_METRICS)))
 LARGER_IS_BETTER = re.compile(r"d[123]|within_.*|.*miou|.*accuracy|.*_A[PR].*")
@@ -54,7 +44,7 @@ class Step:
 
     Args:
         name: in the suite.
-        script: which recipe it is: vqvae, dense, depth, instance, joint or dense_decoder.
+        script: which recipe it is, a key of `SCRIPTS`.
         values: of the recipe, the step's own changes in them; `${name}` stands for the folder of another step's model.
     """
 
@@ -276,8 +266,8 @@ def _step(name: str, entry: Any, path: Path) -> Step:
     key = f"steps.{name}"
     entry = _section(entry, key, path)
     _check_keys(entry, STEP_KEYS, str(path), key)
-    if entry.get("script") not in RECIPE_CLASSES:
-        raise SuiteError(f"{key}.script in {path} must be one of {list(RECIPE_CLASSES)}, got {entry.get('script')!r}.")
+    if entry.get("script") not in SCRIPTS:
+        raise SuiteError(f"{key}.script in {path} must be one of {list(SCRIPTS)}, got {entry.get('script')!r}.")
     if "recipe" not in entry:
         raise SuiteError(f"{key}.recipe is missing in {path}; name a recipe, relative to the suite.")
     values = _read(path.parent / entry["recipe"])
@@ -311,7 +301,7 @@ def _seeds(values: Any, path: Path) -> tuple[int, ...]:
 def _check_recipe(suite: Suite, variant: Variant, name: str, path: Path) -> None:
     values = filled(step_values(suite, variant, name), dict.fromkeys(suite.steps, "folder"))
     source = f"{path}, variant {variant.name!r}, step {name!r}"
-    build_recipe(RECIPE_CLASSES[suite.steps[name].script], with_output(values, "folder", 0), source)
+    build_recipe(SCRIPTS[suite.steps[name].script].recipe, with_output(values, "folder", 0), source)
 
 
 def with_output(values: Mapping[str, Any], folder: str, seed: int) -> dict[str, Any]:
