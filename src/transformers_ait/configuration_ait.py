@@ -1,7 +1,7 @@
 """Configurations: SwinV2 backbone, dense tasks and the whole task-solver."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import SubConfigSpec
@@ -28,7 +28,6 @@ from .configuration_tokenizers import AiTBinTokenizerConfig, AiTVQVAEConfig
 from .token_vocabulary import DEPTH_TASK, TokenVocabulary
 
 MAX_IMAGE_SIZE = 2**14
-OBJECT_ORDERS = ("random", "area")
 _COCO_CLASS_NAMES = (
     "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign "
     "parking_meter bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag "
@@ -139,7 +138,7 @@ class AiTConfig(AiTBaseConfig):
     num_depth_codes: int = 128
     num_spare_tokens: int = 0
     num_objects: int = 100
-    object_order: str = "random"
+    object_order: Literal["random", "area"] = "random"
     soft_feedback: bool = True
     soft_decode: bool = True
     parallel: bool = False
@@ -289,11 +288,6 @@ class AiTConfig(AiTBaseConfig):
             )
         if self.default_task not in self.tasks:
             raise ValueError(f"default_task must be one of tasks {list(self.tasks)}, got {self.default_task!r}.")
-
-    def validate_object_order(self):
-        """The order of true objects has a name."""
-        if self.object_order not in OBJECT_ORDERS:
-            raise ValueError(f"object_order must be one of {list(OBJECT_ORDERS)}, got {self.object_order!r}.")
 
     def validate_image_size(self):
         """The position table needs whole positions, and no tokenizer may look at more than the model sees."""
