@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 from transformers_ait.conversion.plain.layers import select
@@ -27,3 +28,17 @@ def original_config(name):
 def original_tensors(name):
     prefix = "before." if name in VQVAES else "state_dict."
     return select(load_file(GOLDENS / f"{name}.safetensors"), prefix)
+
+
+def write_original(folder, name, tensors=None, config=None, wrapper="state_dict"):
+    """Write tensors and configuration of a golden, perhaps others, as the original wrote them; returns both paths."""
+    tensors = original_tensors(name) if tensors is None else tensors
+    checkpoint, settings = folder / "original.pth", folder / "original.json"
+    torch.save({wrapper: tensors, "meta": {"epoch": 3}, "optimizer": {"step": torch.zeros(3)}}, checkpoint)
+    settings.write_text(json.dumps(config or original_config(name)))
+    return checkpoint, settings
+
+
+def nothing_left(output):
+    """Whether neither an output nor what was being written of it is there."""
+    return not output.exists() and not list(output.parent.glob(f".{output.name}*"))
