@@ -25,6 +25,7 @@ from ...modeling_plain_dense import AiTPlainDenseModel
 from ...outputs_ait import AiTOutput, DenseMaps
 from ...visualization import PanelRow, dense_panel
 from ..loop.evaluation_batches import evaluate_in_batches
+from ..tasks.dense_codes import flat_views
 from ..tasks.dense_data import DenseRows
 from .constants import constant_values
 from .inputs import (
@@ -232,8 +233,8 @@ def decoded(model: DenseDecoderModel, task: str, pixel_values: Tensor) -> AiTOut
         task: name of its maps.
         pixel_values: (B, [views,] 3, S, S).
     """
-    maps = model(pixel_values.flatten(0, -4)).maps
-    native = model.config.kind.from_tokenizer(maps.float()).unflatten(0, pixel_values.shape[:-3])
+    views, axes = flat_views(pixel_values)
+    native = model.config.kind.from_tokenizer(model(views).maps.float()).unflatten(0, axes)
     return AiTOutput(dense_maps=DenseMaps({task: native}))
 
 
